@@ -1,0 +1,39 @@
+//! Listening sockets, with errors that name the key and the remedy.
+
+use std::io;
+use std::net::SocketAddr;
+
+use tokio::net::TcpListener;
+
+/// A listener could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address} ({key}): {remedy}")]
+pub struct ListenError {
+    /// The address asked for.
+    pub address: SocketAddr,
+    /// The configuration key it came from.
+    pub key: &'static str,
+    /// What to do about it.
+    pub remedy: &'static str,
+    /// What the system said.
+    #[source]
+    pub source: io::Error,
+}
+
+/// Opens a listener; `key` is the configuration key that named the address. Port 0 picks a free port.
+///
+/// # Errors
+/// When the address is taken, not this machine's, or not permitted.
+///
+/// Cancel safety: safe.
+pub async fn bind(address: SocketAddr, key: &'static str) -> Result<TcpListener, ListenError> {
+    TcpListener::bind(address).await.map_err(|source| {
+        let remedy = match source.kind() {
+            io::ErrorKind::AddrInUse => "another process listens there; stop it or choose another port",
+            io::ErrorKind::AddrNotAvailable => "this machine has no such address; use one of its own",
+            io::ErrorKind::PermissionDenied => "ports below 1024 need privileges; choose a higher one",
+            _ => "see the cause",
+        };
+        ListenError { address, key, remedy, source }
+    })
+}
