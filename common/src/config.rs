@@ -127,46 +127,62 @@ impl Origin {
     fn at_line(&self, line: Option<u64>, message: String) -> ConfigError {
         let file = self.file.as_ref().map_or("built-in defaults".to_owned(), |path| path.display().to_string());
         let Some(line) = line else { return ConfigError { place: file, message } };
-        // The parser says what is wrong and where; the key's name is on that line.
-        let key = usize::try_from(line).ok().and_then(|line| self.text.lines().nth(line - 1)).and_then(key_of);
-        let message = match key {
-            Some(key) if !message.contains(key) => format!("{key}: {message}"),
-            _ => message,
-        };
         ConfigError { place: format!("{file}:{line}"), message }
     }
 
-    /// Line of a dotted key: each part is looked for below the line of the one before.
+    /// Line of a dotted key such as `spec.ports[1].port`: each part is looked for from the line of
+    /// the one before, and after `[n]` its n-th repetition counts.
     fn line_of(&self, key: &str) -> Option<u64> {
-        let mut found = None;
-        let mut lines = self.text.lines().zip(1u64..);
+        let (mut found, mut skip) = (None, 0);
+        let mut lines = self.text.lines().zip(1u64..).peekable();
         for part in key.split('.') {
-            let part = part.split('[').next().unwrap_or(part);
-            let hit = lines.find(|(line, _)| key_of(line) == Some(part));
-            match hit {
-                Some((_, number)) => found = Some(number),
-                None => break,
+            let (part, index) = part.split_once('[').unwrap_or((part, "0]"));
+            let mut hits = lines.clone().filter(|(line, _)| has_key(line, part)).map(|(_, number)| number);
+            let Some(number) = hits.nth(skip) else { break };
+            found = Some(number);
+            skip = index.trim_end_matches(']').parse().unwrap_or(0);
+            while lines.peek().is_some_and(|(_, at)| *at < number) {
+                lines.next();
             }
         }
         found
     }
 }
 
-/// The first key on a line of YAML, if there is one.
-fn key_of(line: &str) -> Option<&str> {
-    let line = line.trim_start().trim_start_matches("- ").trim_start_matches('{').trim_start();
-    let (key, _) = line.split_once(':')?;
-    let key = key.trim();
-    let plain = !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-    plain.then_some(key)
+/// Whether a line of YAML sets `key`, in block or flow form.
+fn has_key(line: &str, key: &str) -> bool {
+    line.match_indices(key).any(|(at, _)| {
+        let before = line[..at].trim_end().bytes().last();
+        before.is_none_or(|b| b"-{,".contains(&b)) && line[at + key.len()..].trim_start().starts_with(':')
+    })
+}
+
+/// The key whose value starts at or after the end of `before`, the front part of a line.
+fn key_before(before: &str) -> Option<&str> {
+    let (front, _) = before.rsplit_once(':')?;
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    let start = front.rfind(|c| !word(c)).map_or(0, |at| at + 1);
+    Some(&front[start..]).filter(|key| !key.is_empty())
 }
 
 /// Parses YAML; an error is its line, if known, and its text.
 fn parse_yaml<T: DeserializeOwned>(text: &str) -> Result<T, (Option<u64>, String)> {
     let options = serde_saphyr::options! { with_snippet: false };
     serde_saphyr::from_str_with_options(text, options).map_err(|error| {
-        let line = error.location().map(|location| u64::from(location.line()));
-        (line.filter(|line| *line > 0), error.to_string())
+        let message = error.to_string();
+        let Some(location) = error.location().filter(|location| location.line() > 0) else {
+            return (None, message);
+        };
+        // The parser names keys it does not want; for a wrong value the key stands in front of it.
+        let key = usize::try_from(location.line()).ok().and_then(|line| {
+            let column = usize::try_from(location.column()).ok()?;
+            key_before(text.lines().nth(line.checked_sub(1)?)?.get(..column.checked_sub(1)?)?)
+        });
+        let message = match key {
+            Some(key) if !message.contains("field") && !message.contains(key) => format!("{key}: {message}"),
+            _ => message,
+        };
+        (Some(u64::from(location.line())), message)
     })
 }
 

@@ -1,0 +1,268 @@
+//! The resource kinds of this version, checked: a [`Resource`] that exists is valid.
+//!
+//! Other kinds of the group, and fields nothing enforces yet, are refused by name.
+
+use std::collections::HashSet;
+
+use outrigger_common::config::{ConfigError, Origin};
+use outrigger_common::name::{ServiceName, check_label};
+use serde::{Deserialize, Serialize};
+
+use crate::v1;
+
+/// Group and version of every kind.
+pub const API_VERSION: &str = "outrigger.dev/v1alpha1";
+/// The one name a `MeshConfig` may have.
+pub const MESH_CONFIG_NAME: &str = "default";
+/// Share of traces sampled where no `MeshConfig` says otherwise.
+pub const DEFAULT_SAMPLING_RATIO: f64 = 0.01;
+
+const NOT_SUPPORTED: &str = "not supported by this version";
+
+/// How an application's port is spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// HTTP in the version the client used.
+    #[default]
+    Http,
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2 with prior knowledge.
+    Http2,
+    /// gRPC over HTTP/2.
+    Grpc,
+}
+
+impl From<Protocol> for v1::Protocol {
+    fn from(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Http => Self::Unspecified,
+            Protocol::Http1 => Self::Http1,
+            Protocol::Http2 => Self::Http2,
+            Protocol::Grpc => Self::Grpc,
+        }
+    }
+}
+
+impl From<v1::Protocol> for Protocol {
+    fn from(protocol: v1::Protocol) -> Self {
+        match protocol {
+            v1::Protocol::Unspecified => Self::Http,
+            v1::Protocol::Http1 => Self::Http1,
+            v1::Protocol::Http2 => Self::Http2,
+            v1::Protocol::Grpc => Self::Grpc,
+        }
+    }
+}
+
+/// One port of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServicePort {
+    /// A DNS label.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// 1 to 65535.
+    pub port: u16,
+    /// How the application is spoken to.
+    #[serde(default)]
+    pub protocol: Protocol,
+}
+
+/// What a `Service` says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceSpec {
+    /// At least one; numbers and names unique.
+    pub ports: Vec<ServicePort>,
+}
+
+/// Settings of the whole mesh.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct MeshConfigSpec {
+    /// Tracing.
+    #[serde(default)]
+    pub tracing: Tracing,
+}
+
+/// Tracing settings of the mesh.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Tracing {
+    /// Share of the traces that sidecars start which are sampled: 0 to 1, default 0.01.
+    pub sampling_ratio: f64,
+}
+
+impl Default for Tracing {
+    fn default() -> Self {
+        Self { sampling_ratio: DEFAULT_SAMPLING_RATIO }
+    }
+}
+
+/// A valid resource.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Resource {
+    /// A service and its ports.
+    Service {
+        /// `name.namespace`.
+        name: ServiceName,
+        /// Its ports.
+        spec: ServiceSpec,
+    },
+    /// The mesh's settings; one a mesh.
+    MeshConfig {
+        /// The settings.
+        spec: MeshConfigSpec,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Document<Spec> {
+    api_version: String,
+    kind: String,
+    metadata: Metadata,
+    spec: Spec,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Metadata {
+    name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    namespace: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Envelope {
+    api_version: Option<String>,
+    kind: Option<String>,
+}
+
+impl Resource {
+    /// The kind's name.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Service { .. } => "Service",
+            Self::MeshConfig { .. } => "MeshConfig",
+        }
+    }
+
+    /// The namespace, empty for a kind without one.
+    pub fn namespace(&self) -> &str {
+        match self {
+            Self::Service { name, .. } => name.namespace(),
+            Self::MeshConfig { .. } => "",
+        }
+    }
+
+    /// The name within its namespace.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Service { name, .. } => name.name(),
+            Self::MeshConfig { .. } => MESH_CONFIG_NAME,
+        }
+    }
+
+    /// The document in JSON, as [`Resource::from_json`] reads it.
+    pub fn to_json(&self) -> String {
+        let metadata = Metadata {
+            name: self.name().to_owned(),
+            namespace: Some(self.namespace().to_owned()).filter(|namespace| !namespace.is_empty()),
+        };
+        let (api_version, kind) = (API_VERSION.to_owned(), self.kind().to_owned());
+        let json = match self {
+            Self::Service { spec, .. } => serde_json::to_string(&Document { api_version, kind, metadata, spec }),
+            Self::MeshConfig { spec } => serde_json::to_string(&Document { api_version, kind, metadata, spec }),
+        };
+        json.expect("plain data with text keys always serialises")
+    }
+
+    /// Reads and checks a document in JSON (which is YAML).
+    ///
+    /// # Errors
+    /// As [`crate::document::parse_yaml`].
+    pub fn from_json(json: &str) -> Result<Self, ConfigError> {
+        from_origin(&Origin::new(Some("resource".into()), json.to_owned(), Vec::new(), &[]))
+    }
+}
+
+/// Reads and checks one document.
+pub(crate) fn from_origin(origin: &Origin) -> Result<Resource, ConfigError> {
+    let envelope: Envelope = origin.load()?;
+    match envelope.api_version.as_deref() {
+        Some(API_VERSION) => {}
+        Some(other) => {
+            return Err(origin.error("apiVersion", format!("{other:?} is {NOT_SUPPORTED}; use {API_VERSION}")));
+        }
+        None => return Err(origin.error("apiVersion", format!("missing; add `apiVersion: {API_VERSION}`"))),
+    }
+    match envelope.kind.as_deref() {
+        Some("Service") => service(origin),
+        Some("MeshConfig") => mesh_config(origin),
+        Some(other) => {
+            Err(origin.error("kind", format!("{other:?} is {NOT_SUPPORTED}; it has Service and MeshConfig")))
+        }
+        None => Err(origin.error("kind", "missing; this version has Service and MeshConfig")),
+    }
+}
+
+fn document<Spec: serde::de::DeserializeOwned>(origin: &Origin) -> Result<Document<Spec>, ConfigError> {
+    origin.load().map_err(|mut error: ConfigError| {
+        if error.message.contains("unknown field") || error.message.contains("unknown variant") {
+            error.message.push_str(&format!(" ({NOT_SUPPORTED})"));
+        }
+        error
+    })
+}
+
+fn service(origin: &Origin) -> Result<Resource, ConfigError> {
+    let document: Document<ServiceSpec> = document(origin)?;
+    let namespace = document.metadata.namespace.as_deref().unwrap_or("default");
+    check_label(namespace).map_err(|e| origin.error("metadata.namespace", e))?;
+    let name = ServiceName::new(namespace, &document.metadata.name).map_err(|e| origin.error("metadata.name", e))?;
+    if document.spec.ports.is_empty() {
+        return Err(origin.error("spec.ports", "a service has at least one port"));
+    }
+    let (mut numbers, mut names) = (HashSet::new(), HashSet::new());
+    for (index, port) in document.spec.ports.iter().enumerate() {
+        let key = |field| format!("spec.ports[{index}].{field}");
+        if port.port == 0 {
+            return Err(origin.error(&key("port"), "0 is not a port; use 1 to 65535"));
+        }
+        if !numbers.insert(port.port) {
+            return Err(origin.error(&key("port"), format!("{} appears twice", port.port)));
+        }
+        if let Some(name) = &port.name {
+            check_label(name).map_err(|e| origin.error(&key("name"), e))?;
+            if !names.insert(name) {
+                return Err(origin.error(&key("name"), format!("{name:?} appears twice")));
+            }
+        }
+    }
+    Ok(Resource::Service { name, spec: document.spec })
+}
+
+fn mesh_config(origin: &Origin) -> Result<Resource, ConfigError> {
+    let document: Document<MeshConfigSpec> = document(origin)?;
+    if document.metadata.name != MESH_CONFIG_NAME {
+        return Err(origin.error(
+            "metadata.name",
+            format!("{:?} has no effect: a mesh has one MeshConfig, named {MESH_CONFIG_NAME}", document.metadata.name),
+        ));
+    }
+    if document.metadata.namespace.is_some() {
+        return Err(origin.error("metadata.namespace", "a MeshConfig has no namespace; remove the key"));
+    }
+    let ratio = document.spec.tracing.sampling_ratio;
+    if !(0.0..=1.0).contains(&ratio) {
+        return Err(origin.error("spec.tracing.samplingRatio", format!("{ratio} is out of range; use 0 to 1")));
+    }
+    Ok(Resource::MeshConfig { spec: document.spec })
+}
+
+#[cfg(test)]
+mod tests;
