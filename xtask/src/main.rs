@@ -1,1 +1,102 @@
-fn main() {}
+//! `cargo xtask`: the commands of people who work on Outrigger, with nothing else to install first.
+//!
+//! `check` is what CI runs and contains `test`; `test` contains `setup` and the image. Each command prints its steps
+//! with their durations, and its exit code is the truth about them.
+
+mod budget;
+mod check;
+mod components;
+mod image;
+mod shell;
+mod steps;
+mod test;
+mod workspace;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use steps::Steps;
+use workspace::Workspace;
+
+/// Builds, tests and packages Outrigger.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what the tests need and the machine lacks, and say where each component is.
+    ///
+    /// Debian packages come from the machine's own apt sources and need root; everything else goes to
+    /// `target/tools`. A second run finds everything in place and takes under a second.
+    Setup,
+    /// Run every test: units, whole meshes of real processes, documentation, container image.
+    ///
+    /// Installs what is missing first (see `setup`), so it passes on a fresh machine. A component that is still
+    /// missing is a failure, never a skipped test.
+    Test(TestArgs),
+    /// Run what CI runs: format, lints, documentation, dependencies, size budget, then every test.
+    ///
+    /// All checks run even when one fails; the summary names those that did.
+    Check,
+    /// Build the container image: one static binary, no base image, not root.
+    ///
+    /// `podman build` runs without any network. The result is an OCI archive for `podman load -i`, a registry or a
+    /// cluster; no image is left in the local container storage.
+    Image(ImageArgs),
+}
+
+#[derive(Args)]
+struct TestArgs {
+    /// Run only the tests whose name contains this text.
+    #[arg(long, value_name = "TEXT")]
+    filter: Option<String>,
+}
+
+#[derive(Args)]
+struct ImageArgs {
+    /// Where to write the OCI archive [default: target/image/outrigger.tar].
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Name the image carries inside the archive.
+    #[arg(long, default_value = concat!("localhost/outrigger:", env!("CARGO_PKG_VERSION")))]
+    tag: String,
+    /// Cargo profile of the binary: `dist` is the smallest and fastest, `release` builds in half the time.
+    #[arg(long, default_value = "dist")]
+    profile: String,
+}
+
+fn main() -> ExitCode {
+    let mut steps = Steps::start();
+    let done = run(Cli::parse().command, &mut steps);
+    match done.and_then(|()| steps.finish()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs one command; a failed step is kept in `steps`, an error means that there was no point in going on.
+fn run(command: Command, steps: &mut Steps) -> anyhow::Result<()> {
+    let workspace = Workspace::find()?;
+    match command {
+        Command::Setup => {
+            steps.run("setup", || components::install_all(&workspace).map(|found| println!("{found}")));
+        }
+        Command::Test(args) => test::run(&workspace, steps, args.filter.as_deref()),
+        Command::Check => check::run(&workspace, steps),
+        Command::Image(args) => {
+            let output = args.output.unwrap_or_else(|| workspace.target.join("image/outrigger.tar"));
+            let order =
+                image::Order { profile: &args.profile, tag: &args.tag, output: &output, offline: false };
+            steps.run("image", || image::build(&workspace, &order));
+        }
+    }
+    Ok(())
+}

