@@ -1,0 +1,244 @@
+//! The registry from start to end: everything that can fail first, then serving, then the end.
+//!
+//! One thread serves: what a registry does per request is microseconds of maps and, for a join, one
+//! signature. The one slow thing, syncing the disk, has a thread of its own in the store.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use outrigger_common::backoff::Backoff;
+use outrigger_common::drain::{Drain, DrainTrigger};
+use outrigger_common::identity::SpiffeId;
+use outrigger_common::listen;
+use outrigger_common::mtls::{ClientAuth, server_config};
+use outrigger_common::tasks::Tasks;
+use tokio::net::TcpListener;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::ca::Authority;
+use crate::config::Config;
+use crate::error::StartError;
+use crate::follow;
+use crate::grpc::{self, Services};
+use crate::http::{self, Pages};
+use crate::hub::Hub;
+use crate::join::Joins;
+use crate::metrics::Metrics;
+use crate::registrar::Registrar;
+use crate::resources::Resources;
+use crate::state::Fold;
+use crate::store::redb::RedbStore;
+use crate::store::{Store, Watch};
+use crate::traces::Traces;
+
+/// The administrator's identity within the data directory.
+pub const ADMIN_DIRECTORY: &str = "admin";
+/// How long the end waits for answers under way.
+const END_LIMIT: Duration = Duration::from_secs(1);
+/// The wall clock may jump: the time to renew is looked at anew at least this often.
+const RENEWAL_CHECK: Duration = Duration::from_secs(30);
+const ALPN: &[&[u8]] = &[b"h2"];
+
+/// A registry that has everything it needs and does not serve yet.
+pub struct Registry {
+    config: Config,
+    grpc: TcpListener,
+    http: TcpListener,
+    addresses: (SocketAddr, SocketAddr),
+    store: Arc<RedbStore>,
+    hub: Arc<Hub>,
+    fold: Fold,
+    watch: Box<dyn Watch>,
+    own: Own,
+    metrics: Arc<Metrics>,
+}
+
+/// The registry's own identities.
+struct Own {
+    authority: Arc<Authority>,
+    tls: Arc<ArcSwap<ServerConfig>>,
+    admin: PathBuf,
+    metrics: Arc<Metrics>,
+    renew_at: SystemTime,
+}
+
+impl Registry {
+    /// Opens the store, the CA and both listeners.
+    ///
+    /// # Errors
+    /// The first thing that cannot be had, with its place and the remedy. Nothing is served then.
+    pub async fn bind(config: Config) -> Result<Self, StartError> {
+        let metrics = Arc::new(Metrics::new());
+        let store = Arc::new(RedbStore::open(&config.data_dir, &metrics)?);
+        let authority = Authority::open(
+            &*store,
+            &config.data_dir,
+            config.trust_domain.clone(),
+            config.certificate_lifetime,
+            metrics.clone(),
+        )
+        .await?;
+        let grpc = listen::bind(config.grpc_listen, "grpc.listen").await?;
+        let http = listen::bind(config.http_listen, "http.listen").await?;
+        let addresses = (grpc.local_addr()?, http.local_addr()?);
+        let own = Own::new(Arc::new(authority), config.data_dir.join(ADMIN_DIRECTORY), metrics.clone())?;
+        let mut fold = Fold::new(store.id());
+        let hub = Arc::new(Hub::new(fold.state().clone(), metrics.convergence.clone()));
+        let watch = follow::load(&*store, &hub, &mut fold).await?;
+        Ok(Self { config, grpc, http, addresses, store, hub, fold, watch, own, metrics })
+    }
+
+    /// Where sidecars connect.
+    pub fn grpc_address(&self) -> SocketAddr {
+        self.addresses.0
+    }
+
+    /// Where people read.
+    pub fn http_address(&self) -> SocketAddr {
+        self.addresses.1
+    }
+
+    /// Where the administrator's identity is, for `--identity`.
+    pub fn admin_directory(&self) -> PathBuf {
+        self.own.admin.clone()
+    }
+
+    /// Serves until `shutdown` resolves; then ends streams and closes the store. Sidecars go on with
+    /// what they have.
+    ///
+    /// Cancel safety: dropping it stops serving without order; nothing written is lost.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) {
+        let tasks = Tasks::current();
+        let trigger = DrainTrigger::new();
+        let drain = trigger.listen();
+        let store: Arc<dyn Store> = self.store.clone();
+        let traces = Arc::new(Mutex::new(Traces::new(self.config.trace_spans, self.config.trace_bytes)));
+        let pages = Pages {
+            hub: self.hub.clone(),
+            store: store.clone(),
+            metrics: self.metrics.clone(),
+            traces: traces.clone(),
+        };
+        let services = Services {
+            hub: self.hub.clone(),
+            joins: Arc::new(Joins::new(store.clone(), self.own.authority.clone())),
+            registrar: Arc::new(Registrar::new(store.clone(), self.hub.clone(), self.config.lease_ttl)),
+            resources: Arc::new(Resources::new(store.clone())),
+            traces,
+            metrics: self.metrics.clone(),
+            store_id: self.store.id().into(),
+            trust_domain: self.config.trust_domain.clone(),
+            tasks: tasks.clone(),
+            drain: drain.clone(),
+        };
+        serve_grpc(&services, self.grpc, self.own.tls.clone());
+        serve_http(&services, self.http, pages);
+        tasks.spawn(
+            "follow the store",
+            until(drain.clone(), follow::follow(store, self.hub, self.fold, self.watch)),
+        );
+        tasks.spawn("renew own certificates", until(drain, self.own.keep_renewing()));
+        tracing::info!(grpc = %self.addresses.0, http = %self.addresses.1, data_dir = %self.config.data_dir.display(), "registry ready");
+        shutdown.await;
+        trigger.start();
+        let left = tasks.join(END_LIMIT).await;
+        if left > 0 {
+            tracing::debug!(left, "requests were still under way");
+        }
+        self.store.close();
+        tracing::info!("registry stopped");
+    }
+}
+
+async fn until(drain: Drain, work: impl Future<Output = ()>) {
+    tokio::select! {
+        () = work => {}
+        () = drain.signalled() => {}
+    }
+}
+
+fn serve_grpc(services: &Services, listener: TcpListener, tls: Arc<ArcSwap<ServerConfig>>) {
+    let (tasks, drain) = (services.tasks.clone(), services.drain.clone());
+    let (accepting, connections) =
+        grpc::accept(listener, tls, services.metrics.clone(), tasks.clone(), drain.clone());
+    tasks.spawn("accept", accepting);
+    let serving =
+        grpc::routes(services).serve_with_incoming_shutdown(ReceiverStream::new(connections), async move {
+            drain.signalled().await;
+        });
+    tasks.spawn("grpc", async move {
+        if let Err(error) = serving.await {
+            tracing::error!(%error, "gRPC server stopped");
+        }
+    });
+}
+
+fn serve_http(services: &Services, listener: TcpListener, pages: Pages) {
+    let drain = services.drain.clone();
+    let serving = http::serve(listener, pages, async move {
+        drain.signalled().await;
+    });
+    services.tasks.spawn("http", async move {
+        if let Err(error) = serving.await {
+            tracing::error!(%error, "HTTP server stopped");
+        }
+    });
+}
+
+impl Own {
+    fn new(authority: Arc<Authority>, admin: PathBuf, metrics: Arc<Metrics>) -> Result<Self, StartError> {
+        metrics.expiry("root", authority.root_expiry());
+        let (config, renew_at) = make(&authority, &admin, &metrics)?;
+        Ok(Self { authority, tls: Arc::new(ArcSwap::new(config)), admin, metrics, renew_at })
+    }
+
+    /// Renews both certificates at their time, for as long as the registry runs.
+    async fn keep_renewing(mut self) {
+        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+        loop {
+            while let Ok(remaining) = self.renew_at.duration_since(SystemTime::now()) {
+                tokio::time::sleep((remaining + Duration::from_millis(1)).min(RENEWAL_CHECK)).await;
+            }
+            match make(&self.authority, &self.admin, &self.metrics) {
+                Ok((config, renew_at)) => {
+                    self.tls.store(config);
+                    self.renew_at = renew_at;
+                    backoff.reset();
+                    tracing::debug!("renewed the registry's and the administrator's certificates");
+                }
+                Err(error) => {
+                    tracing::error!(
+                        error = outrigger_common::telemetry::chain(&error),
+                        "cannot renew own certificates"
+                    );
+                    // Full jitter may be nothing at all; this must not spin.
+                    let pause = backoff.next(fastrand::f64()).max(Duration::from_millis(200));
+                    tokio::time::sleep(pause).await;
+                }
+            }
+        }
+    }
+}
+
+/// New certificates for the registry and the administrator, and when to renew them: two thirds of
+/// the way from issue to expiry, up to a tenth earlier.
+fn make(
+    authority: &Authority,
+    admin: &std::path::Path,
+    metrics: &Metrics,
+) -> Result<(Arc<ServerConfig>, SystemTime), StartError> {
+    let now = SystemTime::now();
+    let registry = authority.own(&SpiffeId::registry(authority.trust_domain().clone()), now)?;
+    let administrator = authority.own(&SpiffeId::admin(authority.trust_domain().clone()), now)?;
+    let config = server_config(&registry, ClientAuth::Optional, ALPN)?;
+    administrator.write_dir(admin)?;
+    metrics.expiry("registry", registry.not_after);
+    metrics.expiry("admin", administrator.not_after);
+    let jitter = fastrand::f64() * 0.1;
+    Ok((config, now + registry.remaining(now).mul_f64(2.0 / 3.0 - jitter)))
+}

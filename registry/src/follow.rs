@@ -1,0 +1,43 @@
+//! Keeps the hub's state in step with the store.
+
+use std::sync::Arc;
+
+use crate::hub::Hub;
+use crate::state::Fold;
+use crate::store::{Store, StoreError, Watch};
+
+/// Reads the whole store into a fold; returns the watch that goes on from there.
+///
+/// # Errors
+/// The store's.
+pub async fn load(store: &dyn Store, hub: &Hub, fold: &mut Fold) -> Result<Box<dyn Watch>, StoreError> {
+    let range = store.range("", None).await?;
+    let changed = fold.reset(&range);
+    hub.publish(fold.state().clone(), &changed);
+    store.watch(range.revision + 1).await
+}
+
+/// Publishes every transaction until the store is closed. Transactions that are waiting together
+/// become one state: a reader sees each of them whole, and the cost follows the batch.
+pub async fn follow(store: Arc<dyn Store>, hub: Arc<Hub>, mut fold: Fold, mut watch: Box<dyn Watch>) {
+    loop {
+        match watch.next().await {
+            Ok(transactions) => {
+                let changed = fold.apply(&transactions);
+                hub.publish(fold.state().clone(), &changed);
+            }
+            Err(StoreError::Closed) => return,
+            Err(error) => {
+                tracing::warn!(%error, "reading the whole store again");
+                match load(&*store, &hub, &mut fold).await {
+                    Ok(fresh) => watch = fresh,
+                    Err(StoreError::Closed) => return,
+                    Err(error) => {
+                        tracing::error!(%error, "the store cannot be read; streams keep what they have");
+                        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! The watch stream: one task a sidecar.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use outrigger_api::v1::discovery_server::Discovery as DiscoveryService;
+use outrigger_api::v1::watch_request::Message as Asked;
+use outrigger_api::v1::watch_response::Message as Told;
+use outrigger_api::{PROTOCOL_VERSION, v1};
+use outrigger_common::name::ServiceName;
+use tokio::sync::{Notify, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{Caller, Services, caller};
+use crate::hub::SubscriberId;
+use crate::watch::{Cursor, View};
+
+/// Services one stream may subscribe to.
+const MAX_SUBSCRIPTIONS: usize = 10_000;
+/// Updates a stream may be behind with its acknowledgements; then it waits, and gets the latest.
+const MAX_IN_FLIGHT: usize = 16;
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// The wall clock may jump: a certificate's end is looked for at least this often.
+const EXPIRY_CHECK: Duration = Duration::from_secs(30);
+
+pub(super) struct Discovery(pub(super) Services);
+
+type Reply = Result<v1::WatchResponse, Status>;
+
+#[tonic::async_trait]
+impl DiscoveryService for Discovery {
+    type WatchStream = ReceiverStream<Reply>;
+
+    async fn watch(
+        &self,
+        request: Request<Streaming<v1::WatchRequest>>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let caller = caller(&request)?;
+        // One place: what is not read by the sidecar is not made yet, so it costs no memory here.
+        let (replies, stream) = mpsc::channel(1);
+        let (services, requests) = (self.0.clone(), request.into_inner());
+        self.0.tasks.spawn("watch stream", async move {
+            let drain = services.drain.clone();
+            let end = tokio::select! {
+                end = serve(services, requests, &replies, caller.id.to_string()) => end,
+                status = expired(&caller) => Err(status),
+                () = drain.signalled() => Err(Status::unavailable("the registry is shutting down")),
+                () = replies.closed() => Ok(()),
+            };
+            if let Err(status) = end {
+                tracing::debug!(identity = %caller.id, status = status.message(), "watch stream ended");
+                // Whoever does not read does not learn why; the connection's pings see to that.
+                let _full = replies.try_send(Err(status));
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+/// Resolves when the caller's certificate has expired.
+async fn expired(caller: &Caller) -> Status {
+    while let Ok(remaining) = caller.expires.duration_since(SystemTime::now()) {
+        tokio::time::sleep((remaining + Duration::from_millis(1)).min(EXPIRY_CHECK)).await;
+    }
+    Status::unauthenticated("the client certificate has expired: connect with a renewed one")
+}
+
+/// A stream after its Hello.
+struct Stream {
+    services: Services,
+    id: SubscriberId,
+    view: View,
+    /// Of the next update.
+    nonce: u64,
+    /// The next update is sent even if empty: it answers the Hello.
+    answer: bool,
+    peer: String,
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.services.hub.leave(self.id);
+        self.services.metrics.streams.dec();
+    }
+}
+
+async fn serve(
+    services: Services,
+    mut requests: Streaming<v1::WatchRequest>,
+    replies: &mpsc::Sender<Reply>,
+    peer: String,
+) -> Result<(), Status> {
+    let first = tokio::time::timeout(HELLO_TIMEOUT, requests.message());
+    let first = first.await.map_err(|_| Status::deadline_exceeded("no Hello within 10 seconds"))??;
+    let Some(Asked::Hello(hello)) = first.and_then(|first| first.message) else {
+        return Err(Status::invalid_argument("the first message of a stream must be a Hello"));
+    };
+    let wake = Arc::new(Notify::new());
+    let mut stream = Stream::join(services, peer, wake.clone());
+    let welcome = stream.hello(&hello)?;
+    let welcome = v1::WatchResponse { message: Some(Told::Welcome(welcome)) };
+    if replies.send(Ok(welcome)).await.is_err() {
+        return Ok(());
+    }
+    let mut pending = true;
+    loop {
+        let may_send = pending && stream.services.hub.in_flight(stream.id) < MAX_IN_FLIGHT;
+        // Every arm is cancel-safe: a message half read stays in `requests`, a place not taken in
+        // `replies`, a wake-up in `wake`.
+        tokio::select! {
+            asked = requests.message() => {
+                let Some(asked) = asked?.and_then(|asked| asked.message) else { return Ok(()) };
+                stream.asked(asked)?;
+                pending = true;
+            }
+            () = wake.notified() => pending = true,
+            place = replies.reserve(), if may_send => {
+                let Ok(place) = place else { return Ok(()) };
+                match stream.next_update() {
+                    Some(update) => place.send(Ok(v1::WatchResponse { message: Some(Told::Update(update)) })),
+                    None => pending = false,
+                }
+            }
+        }
+    }
+}
+
+impl Stream {
+    fn join(services: Services, peer: String, wake: Arc<Notify>) -> Self {
+        let id = services.hub.join(wake);
+        services.metrics.streams.inc();
+        Self { services, id, view: View::default(), nonce: 1, answer: true, peer }
+    }
+
+    fn hello(&mut self, hello: &v1::Hello) -> Result<v1::Welcome, Status> {
+        if hello.protocol_version != PROTOCOL_VERSION {
+            return Err(Status::failed_precondition(format!(
+                "the sidecar speaks version {} of the watch protocol, this registry version {PROTOCOL_VERSION}: run the same release of both",
+                hello.protocol_version
+            )));
+        }
+        let names = self.names(&hello.services)?;
+        let hub = &self.services.hub;
+        let state = hub.state();
+        let resumed = Cursor::decode(&hello.cursor)
+            .filter(|cursor| cursor.source == *state.source && cursor.position <= state.position);
+        if let Some(cursor) = &resumed {
+            self.view.resume(&state, cursor.position, &names);
+        }
+        let mesh = resumed.as_ref().is_none_or(|cursor| state.mesh.changed > cursor.position);
+        hub.subscribe(self.id, names, mesh);
+        tracing::debug!(identity = self.peer, workload = ?hello.workload, software = ?hello.software, resumed = resumed.is_some(), "watch stream opened");
+        Ok(v1::Welcome {
+            protocol_version: PROTOCOL_VERSION,
+            features: Vec::new(),
+            store_id: self.services.store_id.to_string(),
+            resumed: resumed.is_some(),
+        })
+    }
+
+    fn asked(&mut self, asked: Asked) -> Result<(), Status> {
+        match asked {
+            Asked::Hello(_) => Err(Status::invalid_argument("a stream has one Hello")),
+            Asked::Subscribe(subscribe) => {
+                let removed = self.names(&subscribe.remove)?;
+                self.services.hub.unsubscribe(self.id, &removed);
+                for name in &removed {
+                    self.view.forget(name);
+                }
+                let added = self.names(&subscribe.add)?;
+                self.services.hub.subscribe(self.id, added, false);
+                Ok(())
+            }
+            Asked::Ack(ack) => {
+                self.services.hub.acknowledge(self.id, ack.nonce);
+                Ok(())
+            }
+            Asked::Nack(nack) => {
+                self.services.metrics.nacks.inc();
+                let reason: String = nack.reason.chars().take(500).collect();
+                tracing::warn!(identity = self.peer, resource = ?nack.resource, ?reason, "sidecar refused a resource");
+                let name =
+                    nack.resource.strip_prefix("Service/").and_then(|name| ServiceName::parse(name).ok());
+                if let Some(name) = name {
+                    self.view.refused(&name);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Checks names, and that the stream may have so many more.
+    fn names(&self, names: &[String]) -> Result<Vec<ServiceName>, Status> {
+        if names.len() + self.services.hub.subscriptions(self.id) > MAX_SUBSCRIPTIONS {
+            return Err(Status::resource_exhausted(format!(
+                "a stream may subscribe to {MAX_SUBSCRIPTIONS} services; remove some first"
+            )));
+        }
+        let parse = |name: &String| {
+            ServiceName::parse(name).map_err(|error| Status::invalid_argument(format!("service {error}")))
+        };
+        names.iter().map(parse).collect()
+    }
+
+    /// The update that brings the sidecar to the newest state; none if it is there.
+    fn next_update(&mut self) -> Option<v1::Update> {
+        let hub = &self.services.hub;
+        let (state, marks) = hub.take(self.id, self.nonce, self.answer)?;
+        let changes = self.view.advance(&state, &marks);
+        if changes.is_empty() && !self.answer {
+            hub.nothing_to_send(self.id, self.nonce);
+            return None;
+        }
+        self.answer = false;
+        let nonce = self.nonce;
+        self.nonce += 1;
+        self.services.metrics.pushes.inc();
+        let cursor = Cursor { source: state.source.to_string(), position: state.position }.encode();
+        Some(v1::Update { nonce, cursor, revision: state.position, changes })
+    }
+}

@@ -1,0 +1,338 @@
+//! Who hears of what: the newest [`State`] and the streams that subscribed to parts of it.
+//!
+//! A change marks only the streams that subscribed to it and wakes those. A stream takes the newest
+//! state together with its marks under one lock, so a transaction is never seen in parts, and a slow
+//! stream costs one mark a service however much happens meanwhile.
+
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use outrigger_common::name::ServiceName;
+use prometheus::Histogram;
+use tokio::sync::{Notify, watch};
+
+use crate::state::{Changed, State};
+
+/// Changes whose way to the last subscriber is timed at once; older ones are no longer timed.
+const TIMED_LIMIT: usize = 1024;
+
+/// Names a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SubscriberId(u64);
+
+/// The newest state and its subscribers.
+pub struct Hub {
+    inner: Mutex<Inner>,
+    /// Counts publications and acknowledgements, for those who wait for them.
+    progress: watch::Sender<u64>,
+    convergence: Histogram,
+}
+
+struct Inner {
+    state: Arc<State>,
+    next_id: u64,
+    subscribers: HashMap<SubscriberId, Subscriber>,
+    interested: HashMap<ServiceName, BTreeSet<SubscriberId>>,
+    timed: VecDeque<Timed>,
+}
+
+struct Subscriber {
+    dirty: Marks,
+    wake: Arc<Notify>,
+    subscribed: HashSet<ServiceName>,
+    /// Updates sent and not acknowledged, oldest first: nonce, position.
+    in_flight: VecDeque<(u64, u64)>,
+    acknowledged: u64,
+}
+
+/// What a stream has yet to look at.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Marks {
+    /// Services, in order.
+    pub services: BTreeSet<ServiceName>,
+    /// The mesh's settings.
+    pub mesh: bool,
+}
+
+impl Marks {
+    fn is_empty(&self) -> bool {
+        self.services.is_empty() && !self.mesh
+    }
+}
+
+/// A published change that not every subscriber has acknowledged.
+struct Timed {
+    position: u64,
+    since: Instant,
+    waiting: HashSet<SubscriberId>,
+}
+
+/// How far a removal got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reach {
+    /// Streams that had subscribed.
+    pub subscribers: u32,
+    /// How many of them have it.
+    pub acknowledged: u32,
+}
+
+impl Hub {
+    /// A hub without streams.
+    pub fn new(state: Arc<State>, convergence: Histogram) -> Self {
+        let inner = Inner {
+            state,
+            next_id: 0,
+            subscribers: HashMap::new(),
+            interested: HashMap::new(),
+            timed: VecDeque::new(),
+        };
+        Self { inner: Mutex::new(inner), progress: watch::Sender::new(0), convergence }
+    }
+
+    /// The newest state.
+    pub fn state(&self) -> Arc<State> {
+        self.lock().state.clone()
+    }
+
+    /// How many streams are open.
+    pub fn subscribers(&self) -> usize {
+        self.lock().subscribers.len()
+    }
+
+    /// Makes a state the newest, marks and wakes whom the change concerns.
+    pub fn publish(&self, state: Arc<State>, changed: &Changed) {
+        let mut inner = self.lock();
+        let Inner { interested, subscribers, .. } = &mut *inner;
+        let mut marked = HashSet::new();
+        for name in &changed.services {
+            for id in interested.get(name).into_iter().flatten() {
+                if let Some(subscriber) = subscribers.get_mut(id) {
+                    subscriber.dirty.services.insert(name.clone());
+                    marked.insert(*id);
+                }
+            }
+        }
+        if changed.mesh {
+            for (id, subscriber) in &mut *subscribers {
+                subscriber.dirty.mesh = true;
+                marked.insert(*id);
+            }
+        }
+        for id in &marked {
+            if let Some(subscriber) = subscribers.get(id) {
+                subscriber.wake.notify_one();
+            }
+        }
+        if !marked.is_empty() {
+            inner.timed.push_back(Timed { position: state.position, since: Instant::now(), waiting: marked });
+            if inner.timed.len() > TIMED_LIMIT {
+                inner.timed.pop_front();
+            }
+        }
+        inner.state = state;
+        drop(inner);
+        self.advance();
+    }
+
+    /// Adds a stream; `wake` is notified when there is something for it.
+    pub fn join(&self, wake: Arc<Notify>) -> SubscriberId {
+        let mut inner = self.lock();
+        let id = SubscriberId(inner.next_id);
+        inner.next_id += 1;
+        let subscriber = Subscriber {
+            dirty: Marks::default(),
+            wake,
+            subscribed: HashSet::new(),
+            in_flight: VecDeque::new(),
+            acknowledged: 0,
+        };
+        inner.subscribers.insert(id, subscriber);
+        id
+    }
+
+    /// Removes a stream; nobody waits for it any more.
+    pub fn leave(&self, id: SubscriberId) {
+        let mut inner = self.lock();
+        let Some(subscriber) = inner.subscribers.remove(&id) else { return };
+        for name in subscriber.subscribed {
+            inner.forget_interest(id, &name);
+        }
+        self.settle(&mut inner, id, u64::MAX);
+        drop(inner);
+        self.advance();
+    }
+
+    /// Notes that a stream wants to hear of services from now on. They are marked, so that the next
+    /// [`Hub::take`] names them.
+    pub fn subscribe(&self, id: SubscriberId, names: impl IntoIterator<Item = ServiceName>, mesh: bool) {
+        let mut inner = self.lock();
+        let Inner { interested, subscribers, .. } = &mut *inner;
+        let Some(subscriber) = subscribers.get_mut(&id) else { return };
+        subscriber.dirty.mesh |= mesh;
+        for name in names {
+            if subscriber.subscribed.insert(name.clone()) {
+                interested.entry(name.clone()).or_default().insert(id);
+                subscriber.dirty.services.insert(name);
+            }
+        }
+    }
+
+    /// Notes that a stream no longer wants to hear of services.
+    pub fn unsubscribe(&self, id: SubscriberId, names: &[ServiceName]) {
+        let mut inner = self.lock();
+        for name in names {
+            if let Some(subscriber) = inner.subscribers.get_mut(&id)
+                && subscriber.subscribed.remove(name)
+            {
+                subscriber.dirty.services.remove(name);
+                inner.forget_interest(id, name);
+            }
+        }
+        drop(inner);
+        self.advance();
+    }
+
+    /// How many services a stream subscribed to.
+    pub fn subscriptions(&self, id: SubscriberId) -> usize {
+        self.lock().subscribers.get(&id).map_or(0, |subscriber| subscriber.subscribed.len())
+    }
+
+    /// The newest state and what the stream has yet to look at in it; none when there is nothing.
+    ///
+    /// Until the stream says what became of it ([`Hub::sent`] or [`Hub::nothing_to_send`]), the change
+    /// counts as on its way: `nonce` is that of the update it would become.
+    pub fn take(&self, id: SubscriberId, nonce: u64, even_if_empty: bool) -> Option<(Arc<State>, Marks)> {
+        let mut inner = self.lock();
+        let state = inner.state.clone();
+        let subscriber = inner.subscribers.get_mut(&id)?;
+        if subscriber.dirty.is_empty() && !even_if_empty {
+            return None;
+        }
+        subscriber.in_flight.push_back((nonce, state.position));
+        Some((state, std::mem::take(&mut subscriber.dirty)))
+    }
+
+    /// How many updates a stream has not acknowledged.
+    pub fn in_flight(&self, id: SubscriberId) -> usize {
+        self.lock().subscribers.get(&id).map_or(0, |subscriber| subscriber.in_flight.len())
+    }
+
+    /// Says that what was taken under `nonce` made no difference to what was sent before: whoever has
+    /// that, has this too.
+    pub fn nothing_to_send(&self, id: SubscriberId, nonce: u64) {
+        let mut inner = self.lock();
+        let Some(subscriber) = inner.subscribers.get_mut(&id) else { return };
+        let Some((_, position)) = subscriber.in_flight.pop_back_if(|(taken, _)| *taken == nonce) else {
+            return;
+        };
+        match subscriber.in_flight.back_mut() {
+            Some(last) => last.1 = position,
+            None => {
+                subscriber.acknowledged = position;
+                self.settle(&mut inner, id, position);
+            }
+        }
+        drop(inner);
+        self.advance();
+    }
+
+    /// Notes that a stream applied everything up to `nonce`.
+    pub fn acknowledge(&self, id: SubscriberId, nonce: u64) {
+        let mut inner = self.lock();
+        let Some(subscriber) = inner.subscribers.get_mut(&id) else { return };
+        let mut reached = None;
+        while let Some((_, position)) = subscriber.in_flight.pop_front_if(|(sent, _)| *sent <= nonce) {
+            reached = Some(position);
+        }
+        let Some(position) = reached else { return };
+        subscriber.acknowledged = position;
+        self.settle(&mut inner, id, position);
+        drop(inner);
+        self.advance();
+    }
+
+    /// Waits until a position is published.
+    ///
+    /// Cancel safety: safe.
+    pub async fn published(&self, position: u64) {
+        let mut progress = self.progress.subscribe();
+        while self.lock().state.position < position {
+            if progress.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Waits until every stream that had subscribed to one of the services has acknowledged a
+    /// position, or until the limit. A stream that ended or no longer cares counts as having it.
+    ///
+    /// Cancel safety: safe.
+    pub async fn reached(&self, position: u64, services: &[ServiceName], limit: Duration) -> Reach {
+        let deadline = tokio::time::Instant::now() + limit;
+        let mut progress = self.progress.subscribe();
+        // The position is durable: it will be published, but the caller's limit holds for that too.
+        if tokio::time::timeout_at(deadline, self.published(position)).await.is_err() {
+            return Reach { subscribers: 0, acknowledged: 0 };
+        }
+        let concerned: Vec<SubscriberId> = {
+            let inner = self.lock();
+            let ids = services.iter().flat_map(|name| inner.interested.get(name).into_iter().flatten());
+            ids.copied().collect::<BTreeSet<_>>().into_iter().collect()
+        };
+        loop {
+            progress.mark_unchanged();
+            let waiting = {
+                let inner = self.lock();
+                let waits = |id: &&SubscriberId| inner.subscribers.get(id).is_some_and(|s| !s.has(position));
+                concerned.iter().filter(waits).count()
+            };
+            let late = waiting > 0 && tokio::time::timeout_at(deadline, progress.changed()).await.is_err();
+            if waiting == 0 || late {
+                let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+                return Reach {
+                    subscribers: count(concerned.len()),
+                    acknowledged: count(concerned.len() - waiting),
+                };
+            }
+        }
+    }
+
+    fn settle(&self, inner: &mut Inner, id: SubscriberId, position: u64) {
+        inner.timed.retain_mut(|timed| {
+            if timed.position <= position {
+                timed.waiting.remove(&id);
+            }
+            if timed.waiting.is_empty() {
+                self.convergence.observe(timed.since.elapsed().as_secs_f64());
+            }
+            !timed.waiting.is_empty()
+        });
+    }
+
+    fn advance(&self) {
+        self.progress.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// No code panics while it holds this lock; were it to, the data would still be whole.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn forget_interest(&mut self, id: SubscriberId, name: &ServiceName) {
+        if let Some(interested) = self.interested.get_mut(name) {
+            interested.remove(&id);
+            if interested.is_empty() {
+                self.interested.remove(name);
+            }
+        }
+    }
+}
+
+impl Subscriber {
+    fn has(&self, position: u64) -> bool {
+        self.acknowledged >= position || (self.dirty.is_empty() && self.in_flight.is_empty())
+    }
+}

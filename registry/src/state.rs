@@ -1,0 +1,303 @@
+//! What the mesh looks like: store transactions folded into one immutable [`State`].
+//!
+//! Pure. Streams are served from a `State` and nothing else, so another source (an orchestrator's
+//! API) only has to produce these: its `position` is then a count of its own.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use outrigger_api::resource::{DEFAULT_SAMPLING_RATIO, Resource};
+use outrigger_api::v1;
+use outrigger_common::name::ServiceName;
+
+use crate::model::{
+    MESH_CONFIG_KEY, PORTS, PortRow, PortsRow, SERVICES, ServedRow, WORKLOADS, WorkloadRow, decode,
+    service_of,
+};
+use crate::store::{Change, Entry, LeaseId, Range, Transaction};
+
+/// The mesh at one position of its source. Shares with its predecessors what did not change.
+#[derive(Debug, Clone)]
+pub struct State {
+    /// Identity of the source.
+    pub source: Arc<str>,
+    /// Increases with each change of the source.
+    pub position: u64,
+    /// Services by name.
+    pub services: HashMap<ServiceName, Arc<ServiceState>>,
+    /// Settings of the mesh.
+    pub mesh: MeshState,
+}
+
+/// Settings of the mesh.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct MeshState {
+    /// Position of the last change.
+    pub changed: u64,
+    /// Share of traces sampled.
+    pub sampling_ratio: f64,
+}
+
+/// One service.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServiceState {
+    /// Position of the last change, or later: after a restart the position of the start.
+    pub changed: u64,
+    /// Its ports, in the order of their numbers.
+    pub ports: Vec<v1::Port>,
+    /// By workload and service port.
+    pub endpoints: BTreeMap<EndpointId, Arc<EndpointState>>,
+}
+
+/// Workload and service port.
+pub type EndpointId = (Arc<str>, u16);
+
+/// One endpoint.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EndpointState {
+    /// As sidecars hear of it.
+    pub endpoint: v1::Endpoint,
+    /// The application's port.
+    pub target_port: u16,
+    /// The lease it lives by, if its source has leases.
+    pub lease: Option<LeaseId>,
+}
+
+impl State {
+    /// A state in which nothing exists.
+    pub fn empty(source: &str) -> Self {
+        let mesh = MeshState { changed: 0, sampling_ratio: DEFAULT_SAMPLING_RATIO };
+        Self { source: source.into(), position: 0, services: HashMap::new(), mesh }
+    }
+}
+
+impl ServiceState {
+    /// The whole service as sidecars hear of it.
+    pub fn to_service(&self, name: &ServiceName) -> v1::Service {
+        let endpoints = self.endpoints.values().map(|endpoint| endpoint.endpoint.clone()).collect();
+        v1::Service { name: name.to_string(), ports: self.ports.clone(), endpoints }
+    }
+}
+
+/// What a step changed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// Services made, changed or removed.
+    pub services: BTreeSet<ServiceName>,
+    /// Whether the mesh's settings changed.
+    pub mesh: bool,
+}
+
+/// Folds the store's rows into states.
+#[derive(Debug)]
+pub struct Fold {
+    applied: BTreeMap<ServiceName, Vec<PortRow>>,
+    registered: BTreeMap<ServiceName, PortsRow>,
+    workloads: BTreeMap<Arc<str>, Workload>,
+    serving: BTreeMap<ServiceName, BTreeSet<Arc<str>>>,
+    sampling_ratio: f64,
+    state: Arc<State>,
+}
+
+#[derive(Debug)]
+struct Workload {
+    row: WorkloadRow,
+    lease: Option<LeaseId>,
+}
+
+impl Fold {
+    /// Starts from nothing.
+    pub fn new(source: &str) -> Self {
+        Self {
+            applied: BTreeMap::new(),
+            registered: BTreeMap::new(),
+            workloads: BTreeMap::new(),
+            serving: BTreeMap::new(),
+            sampling_ratio: DEFAULT_SAMPLING_RATIO,
+            state: Arc::new(State::empty(source)),
+        }
+    }
+
+    /// The newest state.
+    pub fn state(&self) -> &Arc<State> {
+        &self.state
+    }
+
+    /// Replaces everything by what was read at one revision: at the start, and when the changes in
+    /// between are no longer known.
+    pub fn reset(&mut self, range: &Range) -> Changed {
+        let mut names: BTreeSet<ServiceName> = self.state.services.keys().cloned().collect();
+        let state = self.state.clone();
+        *self = Self { state, ..Self::new("") };
+        for entry in &range.entries {
+            self.put(entry, &mut names);
+        }
+        self.finish(range.revision, names)
+    }
+
+    /// Applies transactions, all as one step.
+    pub fn apply(&mut self, transactions: &[Arc<Transaction>]) -> Changed {
+        let mut names = BTreeSet::new();
+        for change in transactions.iter().flat_map(|transaction| &transaction.changes) {
+            self.change(change, &mut names);
+        }
+        let position = transactions.last().map_or(self.state.position, |last| last.revision);
+        self.finish(position, names)
+    }
+
+    fn change(&mut self, change: &Change, names: &mut BTreeSet<ServiceName>) {
+        match &change.after {
+            Some(entry) => self.put(entry, names),
+            None => self.delete(&change.key, names),
+        }
+    }
+
+    /// A row that cannot be read is left out, loudly: one bad row must not take the mesh down.
+    fn put(&mut self, entry: &Entry, names: &mut BTreeSet<ServiceName>) {
+        let key: &str = &entry.key;
+        if let Some(name) = key.strip_prefix(SERVICES).and_then(service_of) {
+            match resource(entry) {
+                Some(Resource::Service { spec, .. }) => {
+                    let ports = spec.ports.into_iter().map(|port| PortRow {
+                        number: port.port,
+                        name: port.name.unwrap_or_default(),
+                        protocol: port.protocol,
+                    });
+                    self.applied.insert(name.clone(), ports.collect());
+                }
+                Some(Resource::MeshConfig { .. }) | None => _ = self.applied.remove(&name),
+            }
+            names.insert(name);
+        } else if key == MESH_CONFIG_KEY {
+            if let Some(Resource::MeshConfig { spec }) = resource(entry) {
+                self.sampling_ratio = spec.tracing.sampling_ratio;
+            }
+        } else if let Some(name) = key.strip_prefix(PORTS).and_then(service_of) {
+            match decode::<PortsRow>(entry) {
+                Ok(row) => _ = self.registered.insert(name.clone(), row),
+                Err(error) => tracing::error!(%error, "row left out"),
+            }
+            names.insert(name);
+        } else if let Some(id) = key.strip_prefix(WORKLOADS) {
+            self.remove_workload(id, names);
+            match decode::<WorkloadRow>(entry) {
+                Ok(row) => self.add_workload(id.into(), Workload { row, lease: entry.lease }, names),
+                Err(error) => tracing::error!(%error, "row left out"),
+            }
+        }
+    }
+
+    fn delete(&mut self, key: &str, names: &mut BTreeSet<ServiceName>) {
+        if let Some(name) = key.strip_prefix(SERVICES).and_then(service_of) {
+            self.applied.remove(&name);
+            names.insert(name);
+        } else if key == MESH_CONFIG_KEY {
+            self.sampling_ratio = DEFAULT_SAMPLING_RATIO;
+        } else if let Some(name) = key.strip_prefix(PORTS).and_then(service_of) {
+            self.registered.remove(&name);
+            names.insert(name);
+        } else if let Some(id) = key.strip_prefix(WORKLOADS) {
+            self.remove_workload(id, names);
+        }
+    }
+
+    fn add_workload(&mut self, id: Arc<str>, workload: Workload, names: &mut BTreeSet<ServiceName>) {
+        for name in workload.services() {
+            self.serving.entry(name.clone()).or_default().insert(id.clone());
+            names.insert(name);
+        }
+        self.workloads.insert(id, workload);
+    }
+
+    fn remove_workload(&mut self, id: &str, names: &mut BTreeSet<ServiceName>) {
+        let Some(workload) = self.workloads.remove(id) else { return };
+        for name in workload.services() {
+            if let Some(serving) = self.serving.get_mut(&name) {
+                serving.remove(id);
+                if serving.is_empty() {
+                    self.serving.remove(&name);
+                }
+            }
+            names.insert(name);
+        }
+    }
+
+    /// Builds the next state; services whose content is as before are neither replaced nor reported.
+    fn finish(&mut self, position: u64, names: BTreeSet<ServiceName>) -> Changed {
+        let mut next = State { position, ..(*self.state).clone() };
+        let mut changed =
+            Changed { services: BTreeSet::new(), mesh: next.mesh.sampling_ratio != self.sampling_ratio };
+        if changed.mesh {
+            next.mesh = MeshState { changed: position, sampling_ratio: self.sampling_ratio };
+        }
+        for name in names {
+            let old = next.services.get(&name);
+            let new = self.build(&name, position, old.map(AsRef::as_ref));
+            let same = match (old, &new) {
+                (None, None) => true,
+                (Some(old), Some(new)) => old.ports == new.ports && old.endpoints == new.endpoints,
+                (None, Some(_)) | (Some(_), None) => false,
+            };
+            if !same {
+                match new {
+                    Some(new) => _ = next.services.insert(name.clone(), Arc::new(new)),
+                    None => _ = next.services.remove(&name),
+                }
+                changed.services.insert(name);
+            }
+        }
+        self.state = Arc::new(next);
+        changed
+    }
+
+    /// The service as the rows say; an applied one alone says which ports it has.
+    fn build(&self, name: &ServiceName, position: u64, old: Option<&ServiceState>) -> Option<ServiceState> {
+        let rows = self.applied.get(name).or_else(|| self.registered.get(name).map(|row| &row.ports))?;
+        let mut ports: Vec<v1::Port> = rows.iter().map(Into::into).collect();
+        ports.sort_by_key(|port| port.number);
+        let mut endpoints = BTreeMap::new();
+        for id in self.serving.get(name).into_iter().flatten() {
+            let Some(workload) = self.workloads.get(id) else { continue };
+            for served in workload.row.ports.iter().filter(|served| served.service == name.as_str()) {
+                if !rows.iter().any(|port| port.number == served.port.number) {
+                    continue;
+                }
+                let key = (id.clone(), served.port.number);
+                let endpoint = workload.endpoint(served);
+                let kept = old.and_then(|old| old.endpoints.get(&key)).filter(|kept| ***kept == endpoint);
+                endpoints.insert(key, kept.cloned().unwrap_or_else(|| Arc::new(endpoint)));
+            }
+        }
+        Some(ServiceState { changed: position, ports, endpoints })
+    }
+}
+
+impl Workload {
+    fn services(&self) -> BTreeSet<ServiceName> {
+        self.row.ports.iter().filter_map(|served| ServiceName::parse(&served.service).ok()).collect()
+    }
+
+    fn endpoint(&self, served: &ServedRow) -> EndpointState {
+        let endpoint = v1::Endpoint {
+            workload: self.row.id.clone(),
+            port: served.port.number.into(),
+            address: self.row.address.to_string(),
+            mesh_port: self.row.mesh_port.into(),
+            identity: self.row.identity.clone(),
+            zone: self.row.zone.clone(),
+            healthy: served.healthy,
+        };
+        EndpointState { endpoint, target_port: served.target_port, lease: self.lease }
+    }
+}
+
+fn resource(entry: &Entry) -> Option<Resource> {
+    let text = std::str::from_utf8(&entry.value).ok()?;
+    match Resource::from_json(text) {
+        Ok(resource) => Some(resource),
+        Err(error) => {
+            tracing::error!(key = &*entry.key, %error, "resource left out");
+            None
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! The writer: the one thread that changes the store.
+//!
+//! It takes what is queued, checks each transaction against the state with the earlier ones of the
+//! batch over it, writes the batch with one sync, and only then lets memory, watchers and callers
+//! know. The ends of leases are transactions of its own.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use prometheus::IntCounter;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use super::file::{Batch, Disk, Loaded};
+use super::{Inner, Shared};
+use crate::metrics::Metrics;
+use crate::store::{Change, Condition, Entry, LeaseId, Op, Revision, StoreError, Transaction, Txn};
+
+/// Transactions written with one sync.
+const MAX_BATCH: usize = 256;
+
+type Reply = oneshot::Sender<Result<Revision, StoreError>>;
+
+pub(super) struct Command {
+    pub(super) work: Work,
+    pub(super) _place: OwnedSemaphorePermit,
+}
+
+pub(super) enum Work {
+    Commit(Txn, Reply),
+    Revoke(LeaseId, Reply),
+    /// A lease was made: look at the clock again.
+    Wake,
+}
+
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    disk: Disk,
+    errors: IntCounter,
+    expired: IntCounter,
+}
+
+/// A transaction checked and numbered, not yet written.
+struct Staged {
+    revision: Revision,
+    changes: Vec<Change>,
+    ends: Option<LeaseId>,
+    reply: Option<Reply>,
+}
+
+/// The batch in the making.
+struct Stage {
+    revision: Revision,
+    overlay: HashMap<Arc<str>, Option<Entry>>,
+    staged: Vec<Staged>,
+}
+
+impl Writer {
+    pub(super) fn new(shared: Arc<Shared>, disk: Disk, metrics: &Metrics) -> Self {
+        Self { shared, disk, errors: metrics.store_errors.clone(), expired: metrics.leases_expired.clone() }
+    }
+
+    /// Works until every sender is gone and the queue is empty.
+    pub(super) fn run(mut self, commands: &Receiver<Command>) {
+        loop {
+            let next_look = self.shared.lock().leases.next_look(Instant::now());
+            let first = match next_look {
+                None => commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(wait) => commands.recv_timeout(wait),
+            };
+            if matches!(first, Err(RecvTimeoutError::Disconnected)) {
+                return;
+            }
+            let batch: Vec<_> = first.into_iter().chain(commands.try_iter().take(MAX_BATCH - 1)).collect();
+            if let Err(error) = self.recover() {
+                for command in batch {
+                    if let Work::Commit(_, reply) | Work::Revoke(_, reply) = command.work {
+                        let _gone = reply.send(Err(error.clone()));
+                    }
+                }
+                continue;
+            }
+            let stage = self.stage(batch);
+            self.write(stage);
+        }
+    }
+
+    /// Checks and numbers a batch; answers at once what needs no write.
+    fn stage(&self, batch: Vec<Command>) -> Stage {
+        let mut inner = self.shared.lock();
+        let ended = inner.leases.look(Instant::now());
+        let mut stage = Stage { revision: inner.revision, overlay: HashMap::new(), staged: Vec::new() };
+        for command in batch {
+            match command.work {
+                Work::Wake => {}
+                Work::Commit(txn, reply) => stage.commit(&inner, txn, reply),
+                Work::Revoke(lease, reply) if inner.leases.start_ending(lease) => {
+                    stage.end(&inner, lease, Some(reply));
+                }
+                Work::Revoke(lease, reply) => _ = reply.send(Err(StoreError::LeaseGone(lease))),
+            }
+        }
+        for lease in ended {
+            if inner.leases.start_ending(lease) {
+                stage.end(&inner, lease, None);
+            }
+        }
+        stage
+    }
+
+    /// Writes a batch, then publishes it; a failed write leaves everything as it was.
+    fn write(&mut self, stage: Stage) {
+        if stage.staged.is_empty() {
+            return;
+        }
+        let written = self.disk.write(&self.batch(&stage));
+        let mut inner = self.shared.lock();
+        if let Err(error) = written {
+            self.errors.inc();
+            let error = self.shared.unavailable(&error);
+            tracing::error!(%error, "store write failed; free space or mend the disk: the registry goes on with what it has");
+            for staged in stage.staged {
+                if let Some(lease) = staged.ends {
+                    inner.leases.cancel_ending(lease);
+                }
+                if let Some(reply) = staged.reply {
+                    let _gone = reply.send(Err(error.clone()));
+                }
+            }
+            return;
+        }
+        let mut replies = Vec::new();
+        for staged in stage.staged {
+            // A lease without keys is one that its holder replaced.
+            if staged.reply.is_none() && !staged.changes.is_empty() {
+                self.expired.inc();
+                let keys: Vec<_> = staged.changes.iter().map(|change| &*change.key).collect();
+                tracing::warn!(?keys, "lease expired: not renewed within its time");
+            }
+            inner.apply(staged.revision, staged.changes, staged.ends);
+            replies.extend(staged.reply.map(|reply| (reply, staged.revision)));
+        }
+        let revision = inner.revision;
+        drop(inner);
+        self.shared.revision.send_replace(revision);
+        for (reply, revision) in replies {
+            let _gone = reply.send(Ok(revision));
+        }
+    }
+
+    fn batch<'a>(&self, stage: &'a Stage) -> Batch<'a> {
+        let inner = self.shared.lock();
+        let changes: Vec<_> = stage.staged.iter().flat_map(|staged| &staged.changes).collect();
+        let leases = changes.iter().filter_map(|change| change.after.as_ref()?.lease);
+        let attached: HashMap<LeaseId, Duration> =
+            leases.filter_map(|lease| Some((lease, inner.leases.ttl(lease)?))).collect();
+        Batch {
+            revision: stage.revision,
+            attached: attached.into_iter().collect(),
+            ended: stage.staged.iter().filter_map(|staged| staged.ends).collect(),
+            changes,
+        }
+    }
+
+    /// Opens the file again after a failed write. A write that failed may still have reached the
+    /// disk; what it changed is then published as one transaction.
+    fn recover(&mut self) -> Result<(), StoreError> {
+        let loaded = self.disk.reopen().map_err(|error| self.shared.unavailable(&error))?;
+        let Some(Loaded { revision, entries, leases, .. }) = loaded else { return Ok(()) };
+        tracing::info!("store can be written again");
+        let mut inner = self.shared.lock();
+        if revision == inner.revision {
+            return Ok(());
+        }
+        let now = Instant::now();
+        for (lease, ttl) in leases {
+            if inner.leases.ttl(lease).is_none() {
+                inner.leases.grant(lease, ttl, now);
+            }
+        }
+        let gone = inner.entries.values().filter(|entry| !entries.contains_key(&entry.key));
+        let mut changes: Vec<_> = gone
+            .map(|entry| Change { key: entry.key.clone(), before: Some(entry.clone()), after: None })
+            .collect();
+        for entry in entries.into_values() {
+            let before = inner.entries.get(&entry.key).cloned();
+            if before.as_ref() != Some(&entry) {
+                changes.push(Change { key: entry.key.clone(), before, after: Some(entry) });
+            }
+        }
+        inner.resume(revision, changes);
+        drop(inner);
+        self.shared.revision.send_replace(revision);
+        Ok(())
+    }
+}
+
+impl Shared {
+    fn unavailable(&self, error: &dyn std::error::Error) -> StoreError {
+        StoreError::Unavailable {
+            place: self.place.clone(),
+            cause: outrigger_common::telemetry::chain(error),
+        }
+    }
+}
+
+impl Inner {
+    /// Makes a written transaction visible.
+    fn apply(&mut self, revision: Revision, changes: Vec<Change>, ends: Option<LeaseId>) {
+        for change in &changes {
+            if let Some(lease) = change.before.as_ref().and_then(|entry| entry.lease) {
+                self.leases.detach(lease, &change.key);
+            }
+            match &change.after {
+                None => _ = self.entries.remove(&change.key),
+                Some(entry) => {
+                    if let Some(lease) = entry.lease {
+                        self.leases.attach(lease, change.key.clone());
+                    }
+                    self.entries.insert(change.key.clone(), entry.clone());
+                }
+            }
+        }
+        if let Some(lease) = ends {
+            self.leases.remove(lease);
+        }
+        self.revision = revision;
+        if !changes.is_empty() {
+            self.history.push(Arc::new(Transaction { revision, changes }));
+        }
+    }
+
+    /// Makes what was found on disk visible. Revisions were skipped, so watchers start over.
+    fn resume(&mut self, revision: Revision, changes: Vec<Change>) {
+        self.apply(revision, changes, None);
+        self.history = super::History::default();
+    }
+}
+
+impl Stage {
+    fn current<'a>(&'a self, inner: &'a Inner, key: &str) -> Option<&'a Entry> {
+        self.overlay.get(key).map_or_else(|| inner.entries.get(key), Option::as_ref)
+    }
+
+    fn commit(&mut self, inner: &Inner, txn: Txn, reply: Reply) {
+        if let Err(error) = self.check(inner, &txn) {
+            let _gone = reply.send(Err(error));
+            return;
+        }
+        let revision = self.revision + 1;
+        let mut changes: Vec<Change> = Vec::with_capacity(txn.ops.len());
+        for op in txn.ops {
+            let (key, after): (Arc<str>, _) = match op {
+                Op::Delete(key) => (key.into(), None),
+                Op::Put { key, value, lease } => {
+                    let key: Arc<str> = key.into();
+                    (key.clone(), Some(Entry { key, value, revision, lease }))
+                }
+            };
+            let before = self.current(inner, &key).cloned();
+            if before.is_some() || after.is_some() {
+                self.overlay.insert(key.clone(), after.clone());
+                changes.push(Change { key, before, after });
+            }
+        }
+        self.push(changes, None, Some(reply));
+    }
+
+    fn check(&self, inner: &Inner, txn: &Txn) -> Result<(), StoreError> {
+        for condition in &txn.conditions {
+            let (key, holds) = match condition {
+                Condition::Absent(key) => (key, self.current(inner, key).is_none()),
+                Condition::Unchanged(key, revision) => {
+                    (key, self.current(inner, key).is_some_and(|entry| entry.revision == *revision))
+                }
+            };
+            if !holds {
+                return Err(StoreError::Conflict { key: key.clone() });
+            }
+        }
+        for op in &txn.ops {
+            if let Op::Put { lease: Some(lease), .. } = op
+                && !inner.leases.is_live(*lease)
+            {
+                return Err(StoreError::LeaseGone(*lease));
+            }
+        }
+        Ok(())
+    }
+
+    /// Stages the end of a lease with every key attached to it, in this batch too.
+    fn end(&mut self, inner: &Inner, lease: LeaseId, reply: Option<Reply>) {
+        let staged = self.overlay.values().flatten().filter(|entry| entry.lease == Some(lease));
+        let mut keys: Vec<Arc<str>> = staged.map(|entry| entry.key.clone()).collect();
+        keys.extend(inner.leases.keys(lease));
+        keys.sort_unstable();
+        keys.dedup();
+        let mut changes = Vec::with_capacity(keys.len());
+        for key in keys {
+            let before = self.current(inner, &key).filter(|entry| entry.lease == Some(lease)).cloned();
+            if before.is_some() {
+                self.overlay.insert(key.clone(), None);
+                changes.push(Change { key, before, after: None });
+            }
+        }
+        self.push(changes, Some(lease), reply);
+    }
+
+    /// A transaction that changes nothing has no revision of its own.
+    fn push(&mut self, changes: Vec<Change>, ends: Option<LeaseId>, reply: Option<Reply>) {
+        if changes.is_empty() && ends.is_none() {
+            if let Some(reply) = reply {
+                let _gone = reply.send(Ok(self.revision));
+            }
+            return;
+        }
+        self.revision += u64::from(!changes.is_empty());
+        self.staged.push(Staged { revision: self.revision, changes, ends, reply });
+    }
+}

@@ -1,0 +1,127 @@
+//! What one stream has been sent, and what it must be sent next. Pure.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use outrigger_api::v1;
+use outrigger_api::v1::change::Change as Kind;
+use outrigger_common::name::ServiceName;
+
+use crate::hub::Marks;
+use crate::state::{EndpointState, ServiceState, State};
+
+/// A place in a source's history, opaque to sidecars.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cursor {
+    /// Identity of the source.
+    pub source: String,
+    /// Position in it.
+    pub position: u64,
+}
+
+impl Cursor {
+    /// The cursor's bytes: position, then source.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = self.position.to_be_bytes().to_vec();
+        bytes.extend_from_slice(self.source.as_bytes());
+        bytes
+    }
+
+    /// Reads a cursor; none for what is not one.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let (position, source) = bytes.split_first_chunk::<8>()?;
+        let source = std::str::from_utf8(source).ok()?.to_owned();
+        Some(Self { source, position: u64::from_be_bytes(*position) })
+    }
+}
+
+/// What the far side of a stream holds, as far as this side knows.
+#[derive(Debug, Default)]
+pub struct View {
+    held: HashMap<ServiceName, Held>,
+}
+
+#[derive(Debug)]
+enum Held {
+    /// It was told that there is none.
+    Unknown,
+    /// It has this.
+    Known(Arc<ServiceState>),
+    /// It refused what it was sent, so what it has is not known: next time all of it.
+    Refused,
+}
+
+impl View {
+    /// Assumes what a returning sidecar holds: of its services, those that did not change since its
+    /// cursor are as they are now.
+    pub fn resume(&mut self, state: &State, position: u64, services: &[ServiceName]) {
+        for name in services {
+            if let Some(service) = state.services.get(name).filter(|service| service.changed <= position) {
+                self.held.insert(name.clone(), Held::Known(service.clone()));
+            }
+        }
+    }
+
+    /// Forgets a service.
+    pub fn forget(&mut self, name: &ServiceName) {
+        self.held.remove(name);
+    }
+
+    /// Notes that the far side refused a service.
+    pub fn refused(&mut self, name: &ServiceName) {
+        if let Some(held) = self.held.get_mut(name) {
+            *held = Held::Refused;
+        }
+    }
+
+    /// What the far side must hear about the marked parts of `state`; it then holds them.
+    pub fn advance(&mut self, state: &State, marks: &Marks) -> Vec<v1::Change> {
+        let mut changes = Vec::new();
+        if marks.mesh {
+            let settings = v1::MeshSettings { trace_sampling_ratio: state.mesh.sampling_ratio };
+            changes.push(change(Kind::Mesh(settings)));
+        }
+        for name in &marks.services {
+            let new = state.services.get(name);
+            let kind = match (self.held.get(name), new) {
+                (Some(Held::Unknown), None) => None,
+                (_, None) => Some(Kind::Unknown(name.to_string())),
+                (Some(Held::Known(old)), Some(new)) if Arc::ptr_eq(old, new) => None,
+                (Some(Held::Known(old)), Some(new)) if old.ports == new.ports => delta(name, old, new),
+                (_, Some(new)) => Some(Kind::Service(new.to_service(name))),
+            };
+            let held = new.map_or(Held::Unknown, |new| Held::Known(new.clone()));
+            self.held.insert(name.clone(), held);
+            changes.extend(kind.map(change));
+        }
+        changes
+    }
+}
+
+fn change(kind: Kind) -> v1::Change {
+    v1::Change { change: Some(kind), requires: Vec::new() }
+}
+
+fn delta(name: &ServiceName, old: &ServiceState, new: &ServiceState) -> Option<Kind> {
+    let same = |a: &Arc<EndpointState>, b: &Arc<EndpointState>| Arc::ptr_eq(a, b) || a.endpoint == b.endpoint;
+    let upsert: Vec<_> = new
+        .endpoints
+        .iter()
+        .filter(|(key, endpoint)| !old.endpoints.get(*key).is_some_and(|known| same(known, endpoint)))
+        .map(|(_, endpoint)| endpoint.endpoint.clone())
+        .collect();
+    let remove: Vec<_> = old
+        .endpoints
+        .keys()
+        .filter(|key| !new.endpoints.contains_key(*key))
+        .map(|(workload, port)| v1::EndpointKey { workload: workload.to_string(), port: (*port).into() })
+        .collect();
+    // What sidecars do not hear of (a lease, the application's port) may be all that changed.
+    if upsert.is_empty() && remove.is_empty() {
+        return None;
+    }
+    Some(Kind::Delta(v1::ServiceDelta { name: name.to_string(), upsert, remove }))
+}
+
+#[cfg(test)]
+mod tests;

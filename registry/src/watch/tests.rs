@@ -1,0 +1,358 @@
+//! Streams that are slow, lose their connection and change their minds still end up with the truth.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use fastrand::Rng;
+use prometheus::{Histogram, HistogramOpts};
+use tokio::sync::Notify;
+
+use super::*;
+use crate::hub::{Hub, SubscriberId};
+use crate::model::{PortRow, PortsRow, ServedRow, WorkloadRow, encode, ports_key, workload_key};
+use crate::state::{Changed, Fold};
+use crate::store::{Change as Write, Entry, Range, Transaction};
+
+type Services = BTreeMap<String, Option<v1::Service>>;
+
+/// What a sidecar does with updates.
+#[derive(Default)]
+struct Sidecar {
+    held: Services,
+    cursor: Vec<u8>,
+    subscribed: BTreeSet<ServiceName>,
+}
+
+impl Sidecar {
+    fn apply(&mut self, update: v1::Update) {
+        for change in update.changes {
+            match change.change.unwrap() {
+                Kind::Service(service) => _ = self.held.insert(service.name.clone(), Some(service)),
+                Kind::Unknown(name) => _ = self.held.insert(name, None),
+                Kind::Mesh(_) => {}
+                Kind::Delta(delta) => {
+                    let service =
+                        self.held.get_mut(&delta.name).unwrap().as_mut().expect("a delta follows a service");
+                    let key = |e: &v1::Endpoint| (e.workload.clone(), e.port);
+                    for gone in delta.remove {
+                        service.endpoints.retain(|e| key(e) != (gone.workload.clone(), gone.port));
+                    }
+                    for new in delta.upsert {
+                        service.endpoints.retain(|e| key(e) != key(&new));
+                        service.endpoints.push(new);
+                    }
+                    service.endpoints.sort_by_key(key);
+                }
+            }
+        }
+        self.cursor = update.cursor;
+    }
+}
+
+/// The registry's end of a stream.
+struct Stream {
+    id: SubscriberId,
+    view: View,
+    nonce: u64,
+    /// Sent, not yet read by the sidecar.
+    wire: VecDeque<v1::Update>,
+}
+
+impl Stream {
+    fn open(hub: &Hub, sidecar: &mut Sidecar) -> Self {
+        let id = hub.join(Arc::new(Notify::new()));
+        let mut view = View::default();
+        let state = hub.state();
+        let cursor = Cursor::decode(&sidecar.cursor);
+        let resumed = cursor.filter(|c| c.source == *state.source && c.position <= state.position);
+        // The Hello names what is held; what was asked for and not answered is asked for again.
+        let held: Vec<_> = sidecar.held.keys().map(|name| ServiceName::parse(name).unwrap()).collect();
+        match &resumed {
+            Some(cursor) => view.resume(&state, cursor.position, &held),
+            None => sidecar.held.clear(),
+        }
+        hub.subscribe(id, held, resumed.is_none());
+        hub.subscribe(id, sidecar.subscribed.iter().cloned(), false);
+        Self { id, view, nonce: 1, wire: VecDeque::new() }
+    }
+
+    fn send(&mut self, hub: &Hub) {
+        let Some((state, marks)) = hub.take(self.id, self.nonce, false) else { return };
+        let changes = self.view.advance(&state, &marks);
+        if changes.is_empty() {
+            hub.nothing_to_send(self.id, self.nonce);
+            return;
+        }
+        let cursor = Cursor { source: state.source.to_string(), position: state.position }.encode();
+        self.wire.push_back(v1::Update { nonce: self.nonce, cursor, revision: state.position, changes });
+        self.nonce += 1;
+    }
+}
+
+/// A store of rows without a disk.
+struct World {
+    rng: Rng,
+    revision: u64,
+    entries: BTreeMap<String, Entry>,
+    history: Vec<Arc<Transaction>>,
+}
+
+impl World {
+    fn set(&mut self, changes: &mut Vec<Write>, key: String, value: Option<bytes::Bytes>) {
+        let before = self.entries.get(&key).cloned();
+        let after = value.map(|value| Entry {
+            key: key.as_str().into(),
+            value,
+            revision: self.revision,
+            lease: None,
+        });
+        match &after {
+            Some(entry) => _ = self.entries.insert(key.clone(), entry.clone()),
+            None => _ = self.entries.remove(&key),
+        }
+        changes.push(Write { key: key.into(), before, after });
+    }
+
+    fn step(&mut self) {
+        self.revision += 1;
+        let mut changes = Vec::new();
+        for _ in 0..self.rng.usize(1..4) {
+            let name = service(self.rng.usize(..5));
+            match self.rng.u8(..10) {
+                0 => self.set(&mut changes, ports_key(&name), None),
+                1 | 2 => {
+                    let ports = (1..=self.rng.u16(1..4)).map(port).collect();
+                    self.set(&mut changes, ports_key(&name), Some(encode(&PortsRow { ports })));
+                }
+                3..=5 => {
+                    let id = format!("w{}", self.rng.u8(..6));
+                    self.set(&mut changes, workload_key(&id), None);
+                }
+                _ => {
+                    let id = format!("w{}", self.rng.u8(..6));
+                    let row = self.workload(&id, &name);
+                    self.set(&mut changes, workload_key(&id), Some(encode(&row)));
+                }
+            }
+        }
+        self.history.push(Arc::new(Transaction { revision: self.revision, changes }));
+    }
+
+    fn workload(&mut self, id: &str, name: &ServiceName) -> WorkloadRow {
+        let served = |rng: &mut Rng, number| ServedRow {
+            service: name.to_string(),
+            port: port(number),
+            target_port: 80,
+            healthy: rng.bool(),
+        };
+        let ports = (1..=self.rng.u16(1..3)).map(|number| served(&mut self.rng, number)).collect();
+        let identity = "spiffe://mesh.local/ns/n/sa/a".to_owned();
+        WorkloadRow {
+            id: id.to_owned(),
+            identity,
+            zone: String::new(),
+            address: [127, 0, 0, self.rng.u8(1..4)].into(),
+            mesh_port: 1,
+            ports,
+        }
+    }
+}
+
+fn service(n: usize) -> ServiceName {
+    ServiceName::new("n", &format!("s{n}")).unwrap()
+}
+
+fn port(number: u16) -> PortRow {
+    PortRow { number, name: String::new(), protocol: Default::default() }
+}
+
+fn hub(fold: &Fold) -> Hub {
+    Hub::new(fold.state().clone(), Histogram::with_opts(HistogramOpts::new("c", "c")).unwrap())
+}
+
+fn truth(state: &State, sidecar: &Sidecar) -> Services {
+    let one = |name: &ServiceName| (name.to_string(), state.services.get(name).map(|s| s.to_service(name)));
+    sidecar.subscribed.iter().map(one).collect()
+}
+
+fn round(seed: u64) {
+    let mut world =
+        World { rng: Rng::with_seed(seed), revision: 0, entries: BTreeMap::new(), history: Vec::new() };
+    let mut fold = Fold::new("store");
+    let mut hub = hub(&fold);
+    let mut published = 0;
+    let mut sidecar = Sidecar::default();
+    let mut stream = Stream::open(&hub, &mut sidecar);
+    for _ in 0..world.rng.usize(20..200) {
+        match world.rng.u8(..20) {
+            0..=5 => world.step(),
+            6..=8 => {
+                let changed = fold.apply(&world.history[published..]);
+                published = world.history.len();
+                hub.publish(fold.state().clone(), &changed);
+            }
+            9..=11 => stream.send(&hub),
+            12..=14 => {
+                if let Some(update) = stream.wire.pop_front() {
+                    let nonce = update.nonce;
+                    sidecar.apply(update);
+                    hub.acknowledge(stream.id, nonce);
+                }
+            }
+            15 | 16 => {
+                let name = service(world.rng.usize(..5));
+                sidecar.subscribed.insert(name.clone());
+                hub.subscribe(stream.id, [name], false);
+            }
+            17 => {
+                let name = service(world.rng.usize(..5));
+                hub.unsubscribe(stream.id, std::slice::from_ref(&name));
+                stream.view.forget(&name);
+                sidecar.subscribed.remove(&name);
+                sidecar.held.remove(name.as_str());
+                // What is on the wire about it reaches a sidecar that no longer asks for it.
+                for update in &mut stream.wire {
+                    update.changes.retain(|change| about(change) != Some(name.as_str()));
+                }
+            }
+            18 => {
+                hub.leave(stream.id);
+                stream = Stream::open(&hub, &mut sidecar);
+            }
+            _ => {
+                // The registry restarts: all of its memory is gone, the rows are not.
+                fold = Fold::new("store");
+                let entries = world.entries.values().cloned().collect();
+                let changed = fold.reset(&Range { revision: world.revision, entries });
+                published = world.history.len();
+                hub = self::hub(&fold);
+                hub.publish(fold.state().clone(), &changed);
+                stream = Stream::open(&hub, &mut sidecar);
+            }
+        }
+    }
+    let changed = fold.apply(&world.history[published..]);
+    hub.publish(fold.state().clone(), &changed);
+    stream.send(&hub);
+    for update in std::mem::take(&mut stream.wire) {
+        hub.acknowledge(stream.id, update.nonce);
+        sidecar.apply(update);
+    }
+    assert_eq!(sidecar.held, truth(fold.state(), &sidecar), "seed {seed}");
+    assert_eq!(hub.in_flight(stream.id), 0, "seed {seed}");
+    // Folding step by step and reading everything at once agree.
+    let mut fresh = Fold::new("store");
+    fresh.reset(&Range { revision: world.revision, entries: world.entries.values().cloned().collect() });
+    assert_eq!(truth(fresh.state(), &sidecar), truth(fold.state(), &sidecar), "seed {seed}");
+}
+
+fn about(change: &v1::Change) -> Option<&str> {
+    match change.change.as_ref()? {
+        Kind::Service(service) => Some(&service.name),
+        Kind::Delta(delta) => Some(&delta.name),
+        Kind::Unknown(name) => Some(name),
+        Kind::Mesh(_) => None,
+    }
+}
+
+#[test]
+fn deltas_as_sent_add_up_to_the_state_whatever_happens_on_the_way() {
+    let base = fastrand::u64(..);
+    println!("seeds {base} and the 2000 after it");
+    for n in 0..2000 {
+        round(base.wrapping_add(n));
+    }
+}
+
+fn two_services() -> (Arc<Hub>, Fold) {
+    let mut fold = Fold::new("store");
+    let entry = |key: String, value| Entry { key: key.as_str().into(), value, revision: 1, lease: None };
+    let ports = encode(&PortsRow { ports: vec![port(1)] });
+    let entries = (0..2).map(|n| entry(ports_key(&service(n)), ports.clone())).collect();
+    let changed = fold.reset(&Range { revision: 1, entries });
+    let hub = Arc::new(hub(&fold));
+    hub.publish(fold.state().clone(), &changed);
+    (hub, fold)
+}
+
+#[test]
+fn one_transaction_arrives_as_one_update_and_wakes_only_whom_it_concerns() {
+    let (hub, mut fold) = two_services();
+    let (mut both, mut other) = (Sidecar::default(), Sidecar::default());
+    both.subscribed.extend([service(0), service(1)]);
+    other.subscribed.insert(service(3));
+    let (mut first, mut second) = (Stream::open(&hub, &mut both), Stream::open(&hub, &mut other));
+    first.send(&hub);
+    second.send(&hub);
+    assert_eq!((first.wire.len(), second.wire.len()), (1, 1));
+    let write = |n| Write {
+        key: ports_key(&service(n)).into(),
+        before: None,
+        after: Some(Entry {
+            key: ports_key(&service(n)).into(),
+            value: encode(&PortsRow { ports: vec![port(2)] }),
+            revision: 2,
+            lease: None,
+        }),
+    };
+    let changed = fold.apply(&[Arc::new(Transaction { revision: 2, changes: vec![write(0), write(1)] })]);
+    hub.publish(fold.state().clone(), &changed);
+    first.send(&hub);
+    second.send(&hub);
+    assert_eq!(first.wire[1].changes.len(), 2);
+    assert_eq!(second.wire.len(), 1, "nothing for a stream that did not subscribe");
+}
+
+#[test]
+fn a_refused_service_is_sent_whole_the_next_time() {
+    let (hub, mut fold) = two_services();
+    let mut sidecar = Sidecar::default();
+    sidecar.subscribed.insert(service(0));
+    let mut stream = Stream::open(&hub, &mut sidecar);
+    stream.send(&hub);
+    stream.view.refused(&service(0));
+    let row = WorkloadRow {
+        id: "w".into(),
+        identity: String::new(),
+        zone: String::new(),
+        address: [127, 0, 0, 1].into(),
+        mesh_port: 1,
+        ports: vec![ServedRow { service: "s0.n".into(), port: port(1), target_port: 1, healthy: true }],
+    };
+    let key: Arc<str> = workload_key("w").into();
+    let after = Some(Entry { key: key.clone(), value: encode(&row), revision: 2, lease: None });
+    let changed = fold
+        .apply(&[Arc::new(Transaction { revision: 2, changes: vec![Write { key, before: None, after }] })]);
+    hub.publish(fold.state().clone(), &changed);
+    stream.send(&hub);
+    assert!(matches!(stream.wire[1].changes[0].change, Some(Kind::Service(_))));
+}
+
+#[tokio::test]
+async fn a_wait_ends_when_every_subscriber_has_it_or_is_gone() {
+    let (hub, fold) = two_services();
+    let mut sidecar = Sidecar::default();
+    sidecar.subscribed.insert(service(0));
+    let mut streams: Vec<_> = (0..3).map(|_| Stream::open(&hub, &mut sidecar)).collect();
+    let limit = std::time::Duration::from_millis(50);
+    let reach = hub.reached(1, &[service(0)], limit).await;
+    assert_eq!((reach.subscribers, reach.acknowledged), (3, 0));
+    for stream in &mut streams {
+        stream.send(&hub);
+    }
+    hub.acknowledge(streams[0].id, 1);
+    hub.unsubscribe(streams[1].id, &[service(0)]);
+    hub.leave(streams[2].id);
+    let long = std::time::Duration::from_secs(30);
+    let reach = hub.reached(1, &[service(0)], long).await;
+    assert_eq!((reach.subscribers, reach.acknowledged), (1, 1));
+    drop(fold);
+    assert_eq!(Changed::default(), Changed { services: BTreeSet::new(), mesh: false });
+}
+
+#[test]
+fn cursors_survive_a_round_trip_and_rubbish_is_none() {
+    let cursor = Cursor { source: "abc".into(), position: 7 };
+    assert_eq!(Cursor::decode(&cursor.encode()), Some(cursor));
+    assert_eq!(Cursor::decode(b"short"), None);
+    assert_eq!(Cursor::decode(b"12345678\xff\xff"), None);
+}
