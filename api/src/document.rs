@@ -34,7 +34,8 @@ fn split(text: &str) -> Vec<(usize, String)> {
         }
     }
     documents.push(current);
-    let blank = |text: &str| text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'));
+    let blank =
+        |text: &str| text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'));
     documents.retain(|(_, text)| !blank(text));
     documents
 }

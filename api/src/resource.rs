@@ -175,8 +175,12 @@ impl Resource {
         };
         let (api_version, kind) = (API_VERSION.to_owned(), self.kind().to_owned());
         let json = match self {
-            Self::Service { spec, .. } => serde_json::to_string(&Document { api_version, kind, metadata, spec }),
-            Self::MeshConfig { spec } => serde_json::to_string(&Document { api_version, kind, metadata, spec }),
+            Self::Service { spec, .. } => {
+                serde_json::to_string(&Document { api_version, kind, metadata, spec })
+            }
+            Self::MeshConfig { spec } => {
+                serde_json::to_string(&Document { api_version, kind, metadata, spec })
+            }
         };
         json.expect("plain data with text keys always serialises")
     }
@@ -196,7 +200,9 @@ pub(crate) fn from_origin(origin: &Origin) -> Result<Resource, ConfigError> {
     match envelope.api_version.as_deref() {
         Some(API_VERSION) => {}
         Some(other) => {
-            return Err(origin.error("apiVersion", format!("{other:?} is {NOT_SUPPORTED}; use {API_VERSION}")));
+            return Err(
+                origin.error("apiVersion", format!("{other:?} is {NOT_SUPPORTED}; use {API_VERSION}"))
+            );
         }
         None => return Err(origin.error("apiVersion", format!("missing; add `apiVersion: {API_VERSION}`"))),
     }
@@ -223,7 +229,8 @@ fn service(origin: &Origin) -> Result<Resource, ConfigError> {
     let document: Document<ServiceSpec> = document(origin)?;
     let namespace = document.metadata.namespace.as_deref().unwrap_or("default");
     check_label(namespace).map_err(|e| origin.error("metadata.namespace", e))?;
-    let name = ServiceName::new(namespace, &document.metadata.name).map_err(|e| origin.error("metadata.name", e))?;
+    let name =
+        ServiceName::new(namespace, &document.metadata.name).map_err(|e| origin.error("metadata.name", e))?;
     if document.spec.ports.is_empty() {
         return Err(origin.error("spec.ports", "a service has at least one port"));
     }
@@ -251,7 +258,10 @@ fn mesh_config(origin: &Origin) -> Result<Resource, ConfigError> {
     if document.metadata.name != MESH_CONFIG_NAME {
         return Err(origin.error(
             "metadata.name",
-            format!("{:?} has no effect: a mesh has one MeshConfig, named {MESH_CONFIG_NAME}", document.metadata.name),
+            format!(
+                "{:?} has no effect: a mesh has one MeshConfig, named {MESH_CONFIG_NAME}",
+                document.metadata.name
+            ),
         ));
     }
     if document.metadata.namespace.is_some() {
@@ -259,7 +269,9 @@ fn mesh_config(origin: &Origin) -> Result<Resource, ConfigError> {
     }
     let ratio = document.spec.tracing.sampling_ratio;
     if !(0.0..=1.0).contains(&ratio) {
-        return Err(origin.error("spec.tracing.samplingRatio", format!("{ratio} is out of range; use 0 to 1")));
+        return Err(
+            origin.error("spec.tracing.samplingRatio", format!("{ratio} is out of range; use 0 to 1"))
+        );
     }
     Ok(Resource::MeshConfig { spec: document.spec })
 }

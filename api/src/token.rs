@@ -37,7 +37,8 @@ impl Token {
         }
         let token = Self { id: part()?.to_owned(), secret: part()?.to_owned(), pin: part()?.to_owned() };
         let plain = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
-        let valid = parts.next().is_none() && [&token.id, &token.secret, &token.pin].into_iter().all(|t| plain(t));
+        let valid =
+            parts.next().is_none() && [&token.id, &token.secret, &token.pin].into_iter().all(|t| plain(t));
         if valid { Ok(token) } else { Err(InvalidToken) }
     }
 
@@ -66,7 +67,15 @@ mod tests {
 
     #[test]
     fn other_texts_are_refused_without_repeating_them() {
-        for text in ["", "x", "outrigger-join.a.b", "outrigger-join.a..c", "outrigger-join.a.b.c.d", "join.a.b.c", "outrigger-join.a.b c.d"] {
+        for text in [
+            "",
+            "x",
+            "outrigger-join.a.b",
+            "outrigger-join.a..c",
+            "outrigger-join.a.b.c.d",
+            "join.a.b.c",
+            "outrigger-join.a.b c.d",
+        ] {
             let error = Token::parse(text).unwrap_err();
             assert!(error.to_string().contains("outrigger token"), "{text}");
         }

@@ -20,7 +20,8 @@ impl Backoff {
 
     /// The next delay; `unit` is a random number in `[0, 1)`.
     pub fn next(&mut self, unit: f64) -> Duration {
-        let bound = self.base.saturating_mul(1u32.checked_shl(self.attempt).unwrap_or(u32::MAX)).min(self.cap);
+        let bound =
+            self.base.saturating_mul(1u32.checked_shl(self.attempt).unwrap_or(u32::MAX)).min(self.cap);
         self.attempt = self.attempt.saturating_add(1).min(31);
         bound.mul_f64(unit.clamp(0.0, 1.0))
     }

@@ -87,7 +87,9 @@ async fn connect_tcp(address: &str) -> io::Result<TcpStream> {
                 stream.set_nodelay(true)?;
                 return Ok(stream);
             }
-            Err(error) => last = io::Error::new(error.kind(), format!("cannot connect to {address}: {error}")),
+            Err(error) => {
+                last = io::Error::new(error.kind(), format!("cannot connect to {address}: {error}"));
+            }
         }
     }
     Err(last)

@@ -88,7 +88,8 @@ impl Origin {
     /// # Errors
     /// Unknown keys, wrong types and malformed YAML, each with its place.
     pub fn load<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {
-        let blank = self.text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'));
+        let blank =
+            self.text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'));
         let text = if blank { "{}" } else { &self.text };
         // The file alone first: only this pass knows lines.
         let from_file: T = parse_yaml(text).map_err(|(line, message)| self.at_line(line, message))?;
@@ -99,8 +100,10 @@ impl Origin {
         let mut tree: Value = parse_yaml(text).map_err(|(line, message)| self.at_line(line, message))?;
         let mut loaded = from_file;
         for (key, variable, value) in overrides {
-            (tree, loaded) = apply(tree, key.path, value)
-                .map_err(|message| ConfigError { place: variable.clone(), message: format!("{}: {message}", key.path) })?;
+            (tree, loaded) = apply(&tree, key.path, value).map_err(|message| ConfigError {
+                place: variable.clone(),
+                message: format!("{}: {message}", key.path),
+            })?;
         }
         Ok(loaded)
     }
@@ -125,7 +128,8 @@ impl Origin {
     }
 
     fn at_line(&self, line: Option<u64>, message: String) -> ConfigError {
-        let file = self.file.as_ref().map_or("built-in defaults".to_owned(), |path| path.display().to_string());
+        let file =
+            self.file.as_ref().map_or("built-in defaults".to_owned(), |path| path.display().to_string());
         let Some(line) = line else { return ConfigError { place: file, message } };
         ConfigError { place: format!("{file}:{line}"), message }
     }
@@ -182,12 +186,12 @@ fn parse_yaml<T: DeserializeOwned>(text: &str) -> Result<T, (Option<u64>, String
             Some(key) if !message.contains("field") && !message.contains(key) => format!("{key}: {message}"),
             _ => message,
         };
-        (Some(u64::from(location.line())), message)
+        (Some(location.line()), message)
     })
 }
 
 /// Sets one key from text: as the YAML it reads as, else as plain text.
-fn apply<T: DeserializeOwned>(tree: Value, path: &str, value: &str) -> Result<(Value, T), String> {
+fn apply<T: DeserializeOwned>(tree: &Value, path: &str, value: &str) -> Result<(Value, T), String> {
     let parsed = parse_yaml::<Value>(value).map_err(|(_, message)| message);
     let mut first_error = None;
     for candidate in parsed.into_iter().chain([Value::String(value.to_owned())]) {
@@ -246,7 +250,8 @@ pub fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Err
 /// A text that says what is expected.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = split_number(text);
-    let refuse = || format!("{text:?} is not a duration: write a whole number and a unit (ms, s, m, h), such as 10s");
+    let refuse =
+        || format!("{text:?} is not a duration: write a whole number and a unit (ms, s, m, h), such as 10s");
     let number: u64 = number.parse().map_err(|_| refuse())?;
     let millis = match unit {
         "ms" => 1,
@@ -264,7 +269,9 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 /// A text that says what is expected.
 pub fn parse_bytes(text: &str) -> Result<usize, String> {
     let (number, unit) = split_number(text);
-    let refuse = || format!("{text:?} is not a size: write a whole number and a unit (B, KiB, MiB, GiB), such as 64KiB");
+    let refuse = || {
+        format!("{text:?} is not a size: write a whole number and a unit (B, KiB, MiB, GiB), such as 64KiB")
+    };
     let number: usize = number.parse().map_err(|_| refuse())?;
     let shift = match unit {
         "B" => 0,

@@ -8,7 +8,9 @@ const MAX_LABEL: usize = 63;
 
 /// Why a name is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{value:?} is not a valid name: use 1 to 63 lower-case letters, digits and '-', starting and ending with a letter or digit")]
+#[error(
+    "{value:?} is not a valid name: use 1 to 63 lower-case letters, digits and '-', starting and ending with a letter or digit"
+)]
 pub struct InvalidName {
     /// What was given.
     pub value: String,

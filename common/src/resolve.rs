@@ -25,7 +25,8 @@ pub async fn resolve(host_port: &str) -> io::Result<Vec<SocketAddr>> {
 }
 
 async fn lookup(host: &str) -> io::Result<Vec<IpAddr>> {
-    let failed = |error: &dyn std::fmt::Display| io::Error::other(format!("cannot resolve {host:?}: {error}"));
+    let failed =
+        |error: &dyn std::fmt::Display| io::Error::other(format!("cannot resolve {host:?}: {error}"));
     // Built anew each time: names are looked up at (re)connection only, and resolv.conf may change.
     let resolver = hickory_resolver::TokioResolver::builder_tokio()
         .and_then(hickory_resolver::ResolverBuilder::build)

@@ -38,16 +38,28 @@ fn errors_name_file_line_and_key() {
         (SERVICE.replace("port: 80", "port: 0"), "mesh.yaml:8", "port"),
         (SERVICE.replace("port: 80", "port: 70000"), "mesh.yaml:8", "port"),
         (SERVICE.replace("http1", "tcp"), "mesh.yaml:8", "not supported by this version"),
-        (SERVICE.replace("kind: Service", "kind: TrafficPolicy"), "mesh.yaml:2", "not supported by this version"),
-        (SERVICE.replace("v1alpha1", "v2"), "mesh.yaml:1", "apiVersion"),
-        (SERVICE.replace("  ports:", "  selector: {}\n  ports:"), "mesh.yaml:7", "not supported by this version"),
         (
-            second("apiVersion: outrigger.dev/v1alpha1\nkind: MeshConfig\nmetadata: {name: default}\nspec:\n  tracing:\n    samplingRatio: 2\n"),
+            SERVICE.replace("kind: Service", "kind: TrafficPolicy"),
+            "mesh.yaml:2",
+            "not supported by this version",
+        ),
+        (SERVICE.replace("v1alpha1", "v2"), "mesh.yaml:1", "apiVersion"),
+        (
+            SERVICE.replace("  ports:", "  selector: {}\n  ports:"),
+            "mesh.yaml:7",
+            "not supported by this version",
+        ),
+        (
+            second(
+                "apiVersion: outrigger.dev/v1alpha1\nkind: MeshConfig\nmetadata: {name: default}\nspec:\n  tracing:\n    samplingRatio: 2\n",
+            ),
             "mesh.yaml:15",
             "0 to 1",
         ),
         (
-            second("apiVersion: outrigger.dev/v1alpha1\nkind: MeshConfig\nmetadata: {name: other}\nspec: {}\n"),
+            second(
+                "apiVersion: outrigger.dev/v1alpha1\nkind: MeshConfig\nmetadata: {name: other}\nspec: {}\n",
+            ),
             "mesh.yaml:12",
             "metadata.name",
         ),

@@ -89,7 +89,10 @@ fn errors_name_the_variable() {
 #[test]
 fn later_checks_name_the_line_of_the_key() {
     let origin = origin("address: x\ntimeouts:\n  body: 1B\n  connect: 0s\n", &[]);
-    assert_eq!(origin.error("timeouts.connect", "must be above 0s").to_string(), "mesh.yaml:4: timeouts.connect: must be above 0s");
+    assert_eq!(
+        origin.error("timeouts.connect", "must be above 0s").to_string(),
+        "mesh.yaml:4: timeouts.connect: must be above 0s"
+    );
     assert_eq!(origin.error("list", "empty").place, "mesh.yaml");
 }
 

@@ -6,7 +6,9 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::version::TLS13;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
+};
 use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
@@ -32,7 +34,11 @@ fn provider() -> Arc<CryptoProvider> {
 ///
 /// # Errors
 /// When key and certificate do not fit, or the bundle is unusable.
-pub fn server_config(svid: &Svid, clients: ClientAuth, alpn: &[&[u8]]) -> Result<Arc<ServerConfig>, IdentityError> {
+pub fn server_config(
+    svid: &Svid,
+    clients: ClientAuth,
+    alpn: &[&[u8]],
+) -> Result<Arc<ServerConfig>, IdentityError> {
     let mut roots = RootCertStore::empty();
     for root in &svid.bundle {
         roots.add(root.clone())?;
@@ -72,7 +78,10 @@ pub fn client_config(svid: &Svid, alpn: &[&[u8]]) -> Result<Arc<ClientConfig>, I
     let config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(ServerVerifier { trust: Trust::Bundle(anchors), provider: provider() }))
+        .with_custom_certificate_verifier(Arc::new(ServerVerifier {
+            trust: Trust::Bundle(anchors),
+            provider: provider(),
+        }))
         .with_client_auth_cert(svid.chain.clone(), svid.key.clone_key())?;
     Ok(finish(config, alpn))
 }
@@ -168,7 +177,12 @@ impl ServerCertVerifier for ServerVerifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+        verify_tls12_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -177,7 +191,12 @@ impl ServerCertVerifier for ServerVerifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

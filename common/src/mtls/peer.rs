@@ -42,7 +42,9 @@ pub fn peer_id(chain: &[CertificateDer<'_>]) -> Result<SpiffeId, PeerError> {
     let usage = leaf.key_usage().map_err(|_| PeerError::Malformed)?;
     let usage = usage.ok_or(PeerError::NotAnSvid("it has no key usage"))?.value;
     if !usage.digital_signature() || usage.key_cert_sign() || usage.crl_sign() {
-        return Err(PeerError::NotAnSvid("its key usage must be digitalSignature, without signing of certificates"));
+        return Err(PeerError::NotAnSvid(
+            "its key usage must be digitalSignature, without signing of certificates",
+        ));
     }
     let names = leaf.subject_alternative_name().map_err(|_| PeerError::Malformed)?;
     let mut uris = names.iter().flat_map(|names| &names.value.general_names).filter_map(|name| match name {

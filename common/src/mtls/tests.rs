@@ -1,7 +1,9 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, ExtendedKeyUsagePurpose, IsCa};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, ExtendedKeyUsagePurpose, IsCa,
+};
 use rcgen::{KeyPair, KeyUsagePurpose, PublicKeyData, SanType};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -27,12 +29,17 @@ impl Ca {
         key_pin(&self.0.key().subject_public_key_info())
     }
 
-    fn leaf(&self, uris: &[&str], change: impl FnOnce(&mut CertificateParams)) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
+    fn leaf(
+        &self,
+        uris: &[&str],
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap())).collect();
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.not_before = (SystemTime::now() - Duration::from_secs(60)).into();
         params.not_after = (SystemTime::now() + Duration::from_secs(600)).into();
         change(&mut params);
@@ -50,7 +57,10 @@ impl Ca {
 const ORDERS: &str = "spiffe://mesh.local/ns/shop/sa/orders";
 const REGISTRY: &str = "spiffe://mesh.local/outrigger/registry";
 
-async fn handshake(client: Arc<rustls::ClientConfig>, server: Arc<rustls::ServerConfig>) -> (Result<(), String>, Result<(), String>) {
+async fn handshake(
+    client: Arc<rustls::ClientConfig>,
+    server: Arc<rustls::ServerConfig>,
+) -> (Result<(), String>, Result<(), String>) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let (near, far) = tokio::io::duplex(64 * 1024);
     let connect = async {

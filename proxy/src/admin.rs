@@ -1,0 +1,211 @@
+//! The operator's port: health, metrics, configuration and state, on the control thread.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use outrigger_common::config::format_duration;
+use outrigger_common::tasks::Tasks;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+
+use crate::balance::Candidate;
+use crate::control::status::Status;
+use crate::shared::Shared;
+
+/// What the admin port needs.
+#[derive(Clone)]
+pub struct Admin {
+    /// The sidecar.
+    pub shared: Arc<Shared>,
+    /// How it stands.
+    pub status: Arc<Status>,
+    /// Asks for the drain.
+    pub drain: mpsc::Sender<()>,
+}
+
+type Answer = Response<Full<Bytes>>;
+
+impl Admin {
+    /// Serves for ever.
+    pub async fn serve(self, listener: TcpListener, tasks: Tasks) {
+        loop {
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept on the admin port; trying again");
+                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            let admin = self.clone();
+            tasks.spawn("admin connection", async move {
+                let service = service_fn(|request| {
+                    let admin = admin.clone();
+                    async move { Ok::<_, Infallible>(admin.answer(&request)) }
+                });
+                let serving = http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .serve_connection(TokioIo::new(stream), service);
+                if let Err(error) = serving.await {
+                    tracing::debug!(%error, "admin connection ended");
+                }
+            });
+        }
+    }
+
+    fn answer(&self, request: &Request<Incoming>) -> Answer {
+        let allowed = match request.uri().path() {
+            "/drain" => Method::POST,
+            "/live" | "/ready" | "/metrics" | "/config" | "/endpoints" => Method::GET,
+            _ => {
+                return text(
+                    StatusCode::NOT_FOUND,
+                    "not here; try /live /ready /metrics /config /endpoints, or POST /drain\n",
+                );
+            }
+        };
+        if *request.method() != allowed && !(allowed == Method::GET && *request.method() == Method::HEAD) {
+            let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, &format!("use {allowed}\n"));
+            answer.headers_mut().insert(
+                ALLOW,
+                HeaderValue::from_static(if allowed == Method::POST { "POST" } else { "GET" }),
+            );
+            return answer;
+        }
+        match request.uri().path() {
+            "/live" => text(StatusCode::OK, "ok\n"),
+            "/ready" => self.ready(),
+            "/metrics" => self.metrics(),
+            "/config" => as_json(&config(&self.shared)),
+            "/endpoints" => as_json(&endpoints(&self.shared)),
+            _ => {
+                // A second request finds the queue full: the drain is under way.
+                let _under_way = self.drain.try_send(());
+                text(StatusCode::ACCEPTED, "draining\n")
+            }
+        }
+    }
+
+    fn ready(&self) -> Answer {
+        let missing = self.status.missing();
+        if missing.is_empty() {
+            return text(StatusCode::OK, "ready\n");
+        }
+        text(StatusCode::SERVICE_UNAVAILABLE, &format!("not ready: {}\n", missing.join("; ")))
+    }
+
+    fn metrics(&self) -> Answer {
+        let (metrics, now) = (&self.shared.metrics, Instant::now());
+        metrics.snapshot_age.set(self.status.snapshot_age(now).as_secs_f64());
+        let snapshot = self.shared.directory.load_full();
+        let ejected = snapshot
+            .services()
+            .flat_map(|service| service.ports())
+            .flat_map(|(_, port)| &port.endpoints)
+            .filter(|endpoint| endpoint.state().ejection.ejected(now))
+            .count();
+        metrics.breaker_open.set(i64::try_from(ejected).unwrap_or(i64::MAX));
+        let mut answer = text(StatusCode::OK, &metrics.text());
+        answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(prometheus::TEXT_FORMAT));
+        answer
+    }
+}
+
+fn text(status: StatusCode, body: &str) -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::copy_from_slice(body.as_bytes())));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    answer
+}
+
+fn as_json(value: &Value) -> Answer {
+    let mut answer = text(StatusCode::OK, &format!("{value:#}\n"));
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer
+}
+
+/// The configuration in force. The join token is a secret: only its id is shown.
+fn config(shared: &Shared) -> Value {
+    let config = &shared.config;
+    let services: Vec<_> = config
+        .services
+        .iter()
+        .map(|served| json!({"name": served.name, "port": served.port, "protocol": served.protocol, "target": served.target.to_string()}))
+        .collect();
+    json!({
+        "registry": {"address": config.registry},
+        "join": {"token_id": config.token.id},
+        "workload": {
+            "id": config.workload,
+            "zone": config.zone,
+            "address": config.address.map(|address| address.to_string()),
+            "identity": shared.caller.get().map(|caller| caller.id.to_string()),
+        },
+        "services": services,
+        "upstreams": config.upstreams.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "outbound": {"listen": shared.own.outbound.to_string()},
+        "mesh": {"listen": shared.own.mesh.to_string()},
+        "admin": {"listen": shared.own.admin.to_string()},
+        "workers": crate::runtime::worker_count(config.workers),
+        "timeouts": {
+            "connect": format_duration(config.timeouts.connect),
+            "request": format_duration(config.timeouts.request),
+            "idle": format_duration(config.timeouts.idle),
+            "discovery": format_duration(config.timeouts.discovery),
+        },
+        "pool": {
+            "idle_timeout": format_duration(config.pool.idle_timeout),
+            "app_idle_timeout": format_duration(config.pool.app_idle_timeout),
+            "max_age": format_duration(config.pool.max_age),
+        },
+        "limits": {
+            "header_bytes": config.limits.header_bytes,
+            "replay_bytes": config.limits.replay_bytes,
+            "connections": config.limits.connections,
+            "edges": config.limits.edges,
+        },
+        "health": {"interval": format_duration(config.health.interval), "timeout": format_duration(config.health.timeout)},
+        "drain": {"acknowledge": format_duration(config.drain.acknowledge), "deadline": format_duration(config.drain.deadline)},
+    })
+}
+
+/// Every endpoint known, with what the balancer thinks of it.
+fn endpoints(shared: &Shared) -> Value {
+    let (snapshot, now) = (shared.directory.load_full(), Instant::now());
+    let mut services: Vec<_> = snapshot.services().collect();
+    services.sort_by(|a, b| a.name.cmp(&b.name));
+    let services: Vec<_> = services
+        .into_iter()
+        .flat_map(|service| service.ports().map(move |(number, port)| (service, number, port)))
+        .map(|(service, number, port)| {
+            let endpoints: Vec<_> = port
+                .endpoints
+                .iter()
+                .map(|endpoint| {
+                    json!({
+                        "workload": &*endpoint.workload,
+                        "address": endpoint.address.to_string(),
+                        "identity": endpoint.identity.to_string(),
+                        "healthy": endpoint.healthy(),
+                        "ejected": endpoint.state().ejection.ejected(now),
+                        "latency_ms": endpoint.state().load.seconds(now) * 1000.0,
+                        "in_flight": endpoint.state().load.in_flight(),
+                        "connections": endpoint.connections(),
+                    })
+                })
+                .collect();
+            json!({"service": service.name.as_str(), "port": number, "protocol": port.protocol, "endpoints": endpoints})
+        })
+        .collect();
+    json!({"version": snapshot.version, "revision": snapshot.revision, "services": services})
+}

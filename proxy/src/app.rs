@@ -1,0 +1,348 @@
+//! A sidecar's life: bind, join, serve, drain.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use http::HeaderValue;
+use opentelemetry::KeyValue;
+use outrigger_common::channel::{self, Trust};
+use outrigger_common::drain::DrainTrigger;
+use outrigger_common::identity::SpiffeId;
+use outrigger_common::listen::{self, ListenError};
+use outrigger_common::name::ServiceName;
+use outrigger_common::tasks::Tasks;
+use outrigger_common::telemetry::chain;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::admin::Admin;
+use crate::config::Config;
+use crate::control::certs::{self, JoinError};
+use crate::control::directory::Directory;
+use crate::control::link::Link;
+use crate::control::register::Registrar;
+use crate::control::status::Status;
+use crate::control::watch::Watch;
+use crate::inbound::served::ServedPorts;
+use crate::shared::{Caller, OwnAddresses, Shared};
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::spans::{self, Batching, FinishedSpan};
+use crate::{inbound, listener, outbound, runtime};
+
+/// Why a sidecar did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A listener could not be opened.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The registry's address is not one.
+    #[error("registry.address: {address:?} is not host:port")]
+    Registry {
+        /// What was given.
+        address: String,
+        /// What is wrong with it.
+        #[source]
+        source: tonic::transport::Error,
+    },
+    /// A target of `services` is the sidecar itself.
+    #[error("services: target {0} is this sidecar's own port; name the application's")]
+    OwnTarget(std::net::SocketAddr),
+    /// The system refused something.
+    #[error("cannot start")]
+    System(#[from] std::io::Error),
+    /// The registry refused the sidecar.
+    #[error(transparent)]
+    Join(#[from] JoinError),
+}
+
+/// A sidecar with its sockets open.
+pub struct Proxy {
+    data: Runtime,
+    control: Runtime,
+    shared: Arc<Shared>,
+    status: Arc<Status>,
+    listeners: Listeners,
+    wanted: mpsc::Receiver<ServiceName>,
+    spans: mpsc::Receiver<FinishedSpan>,
+    batching: Batching,
+    drains: Drains,
+}
+
+struct Listeners {
+    outbound: TcpListener,
+    mesh: TcpListener,
+    admin: std::net::TcpListener,
+}
+
+#[derive(Default)]
+struct Drains {
+    inbound: DrainTrigger,
+    outbound: DrainTrigger,
+}
+
+impl Proxy {
+    /// Opens every socket first: what cannot listen must not register.
+    ///
+    /// # Errors
+    /// A port in use, or a system out of resources.
+    pub fn bind(config: Config) -> Result<Self, Error> {
+        let (data, control) = (runtime::data_plane(config.workers)?, runtime::control()?);
+        let (listeners, own) = data.block_on(open(&config))?;
+        if let Some(served) = config
+            .services
+            .iter()
+            .find(|served| served.target.ip().is_loopback() && own.has_port(served.target.port()))
+        {
+            return Err(Error::OwnTarget(served.target));
+        }
+        let metrics = Arc::new(Metrics::new(config.limits.edges));
+        let batching = Batching::from_env();
+        let (sink, spans) = spans::queue(batching, metrics.clone());
+        let (directory, wanted) = Directory::new();
+        let drains = Drains::default();
+        let shared = Arc::new(Shared {
+            own,
+            directory,
+            tls: ArcSwapOption::empty(),
+            svid: Arc::new(ArcSwapOption::empty()),
+            caller: OnceLock::new(),
+            served: OnceLock::new(),
+            metrics,
+            spans: sink,
+            tasks: Tasks::on(data.handle().clone()),
+            inbound_drain: drains.inbound.listen(),
+            outbound_drain: drains.outbound.listen(),
+            config,
+        });
+        let status = Arc::new(Status::default());
+        Ok(Self { data, control, shared, status, listeners, wanted, spans, batching, drains })
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> OwnAddresses {
+        self.shared.own
+    }
+
+    /// The workload's id.
+    pub fn workload(&self) -> &str {
+        &self.shared.config.workload
+    }
+
+    /// Joins and serves until `shutdown` resolves or the admin port asks, then drains.
+    ///
+    /// # Errors
+    /// The registry refuses this sidecar, or the system a thread.
+    pub fn run(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), Error> {
+        let Self { data, control, shared, status, listeners, wanted, spans, batching, drains } = self;
+        let (joined, identity) = oneshot::channel();
+        let (finished, ended) = oneshot::channel();
+        let link = Link::new(&shared.config.registry, Trust::Svid(shared.svid.clone()));
+        let link =
+            link.map_err(|source| Error::Registry { address: shared.config.registry.clone(), source })?;
+        let controller =
+            Controller { shared: shared.clone(), status, link: Arc::new(link), drains, batching };
+        let thread = std::thread::Builder::new().name("control".into()).spawn(move || {
+            let result = control.block_on(controller.run(listeners.admin, wanted, spans, joined, shutdown));
+            // The data plane ends when the control thread has.
+            let _gone = finished.send(());
+            control.shutdown_timeout(Duration::from_secs(1));
+            result
+        })?;
+        data.block_on(serve(shared, listeners.outbound, listeners.mesh, identity, ended));
+        data.shutdown_timeout(Duration::from_millis(100));
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+async fn open(config: &Config) -> Result<(Listeners, OwnAddresses), Error> {
+    let outbound = listen::bind(config.outbound, "outbound.listen").await?;
+    let mesh = listen::bind(config.mesh, "mesh.listen").await?;
+    let admin = listen::bind(config.admin, "admin.listen").await?;
+    let own = OwnAddresses {
+        outbound: outbound.local_addr()?,
+        mesh: mesh.local_addr()?,
+        admin: admin.local_addr()?,
+    };
+    // Registered with the control thread's runtime later.
+    let admin = admin.into_std()?;
+    Ok((Listeners { outbound, mesh, admin }, own))
+}
+
+/// The data plane: the outbound side at once, so that early calls get an answer; the mesh side once
+/// there is an identity to prove.
+async fn serve(
+    shared: Arc<Shared>,
+    outbound: TcpListener,
+    mesh: TcpListener,
+    identity: oneshot::Receiver<()>,
+    ended: oneshot::Receiver<()>,
+) {
+    let tasks = shared.tasks.clone();
+    let drain = shared.outbound_drain.clone();
+    tasks.spawn(
+        "outbound listener",
+        listener::accept(shared.clone(), outbound, drain, "outbound connection", outbound::serve),
+    );
+    tasks.spawn("mesh listener", async move {
+        if identity.await.is_ok() {
+            let drain = shared.inbound_drain.clone();
+            listener::accept(shared.clone(), mesh, drain, "mesh connection", inbound::serve).await;
+        }
+    });
+    // An error means that the control thread is gone, which ends us as well.
+    let _gone = ended.await;
+}
+
+/// What the control thread owns.
+struct Controller {
+    shared: Arc<Shared>,
+    status: Arc<Status>,
+    link: Arc<Link>,
+    drains: Drains,
+    batching: Batching,
+}
+
+impl Controller {
+    async fn run(
+        self,
+        admin: std::net::TcpListener,
+        wanted: mpsc::Receiver<ServiceName>,
+        spans: mpsc::Receiver<FinishedSpan>,
+        joined: oneshot::Sender<()>,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<(), Error> {
+        let tasks = Tasks::current();
+        let (ask, mut asked) = mpsc::channel(1);
+        let admin_port = Admin { shared: self.shared.clone(), status: self.status.clone(), drain: ask };
+        tasks.spawn("admin", admin_port.serve(TcpListener::from_std(admin)?, tasks.clone()));
+        let shutdown = async {
+            tokio::select! {
+                () = shutdown => {}
+                Some(()) = asked.recv() => {}
+            }
+        };
+        tokio::pin!(shutdown);
+        tokio::select! {
+            result = self.join() => result?,
+            () = &mut shutdown => return Ok(()),
+        }
+        // The mesh listener waits for this; if it is gone, so are we.
+        let _gone = joined.send(());
+        let registrar = Arc::new(Registrar::new(self.shared.clone(), self.status.clone(), self.link.clone()));
+        let watch = Watch::new(self.shared.clone(), self.status.clone(), self.link.clone(), wanted);
+        tasks.spawn("watch", watch.run());
+        tasks.spawn("certificates", certs::renew_forever(self.shared.clone(), self.link.clone()));
+        let registering = registrar.clone();
+        tasks.spawn("registration", async move { registering.run().await });
+        tasks.spawn("spans", export(self.shared.clone(), self.link.clone(), self.batching, spans));
+        shutdown.await;
+        self.drain(&registrar).await;
+        Ok(())
+    }
+
+    /// Gets the first certificate and says who we are from then on.
+    async fn join(&self) -> Result<(), Error> {
+        let said = std::cell::Cell::new(false);
+        let svid = certs::join(&self.shared, |why| {
+            // Once in the log, and in `/ready` for as long as it lasts.
+            if !said.replace(true) {
+                tracing::warn!("{why}; trying again");
+            }
+            self.status.trouble(why);
+        })
+        .await?;
+        let registry = self.shared.config.registry.clone();
+        let identity = |source| JoinError::Identity { registry: registry.clone(), source };
+        let caller = caller(&self.shared.config, svid.id.clone()).ok_or_else(|| JoinError::Refused {
+            registry: registry.clone(),
+            message: format!("{} is not the identity of a workload", svid.id),
+        })?;
+        let served = ServedPorts::new(
+            &self.shared.config,
+            &caller.namespace,
+            &self.shared.metrics,
+            &self.shared.tasks,
+        );
+        let served = served
+            .map_err(|error| JoinError::Refused { registry: registry.clone(), message: error.to_string() })?;
+        certs::install(&self.shared, svid).map_err(identity)?;
+        // Set once: this is the only caller, and it runs once.
+        let _first = (self.shared.caller.set(caller), self.shared.served.set(served));
+        self.status.certified();
+        Ok(())
+    }
+
+    /// Leaves in order: nobody calls us any more, then what is under way ends, then the application's
+    /// own calls, all within the deadline.
+    async fn drain(&self, registrar: &Registrar) {
+        let config = &self.shared.config.drain;
+        tracing::info!("draining");
+        self.status.draining();
+        registrar.deregister(config.acknowledge).await;
+        self.drains.inbound.start();
+        let deadline = tokio::time::Instant::now() + config.deadline;
+        let idle = || self.shared.metrics.in_flight_total() == 0;
+        while !idle() && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.drains.outbound.start();
+        let left = self
+            .shared
+            .tasks
+            .join(deadline.saturating_duration_since(tokio::time::Instant::now()).min(GOODBYE))
+            .await;
+        if !idle() {
+            tracing::warn!(tasks = left, "the deadline ended requests in flight");
+        }
+        tracing::info!("drained");
+    }
+}
+
+/// Time for the last GOAWAY and `Connection: close` to be written once nothing is in flight.
+const GOODBYE: Duration = Duration::from_millis(500);
+
+fn caller(config: &Config, id: SpiffeId) -> Option<Caller> {
+    let namespace = id.namespace()?.to_owned();
+    let name = config.services.first().map_or(id.account()?, |served| served.name.as_str());
+    let source = ServiceName::new(&namespace, name).ok()?;
+    let source_header = HeaderValue::try_from(source.as_str()).ok()?;
+    Some(Caller { namespace, source, source_header, id })
+}
+
+/// Exports spans to the collector of the environment, else to the registry.
+async fn export(
+    shared: Arc<Shared>,
+    link: Arc<Link>,
+    batching: Batching,
+    spans: mpsc::Receiver<FinishedSpan>,
+) {
+    let endpoint = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"]
+        .iter()
+        .find_map(|name| std::env::var(name).ok().filter(|endpoint| !endpoint.is_empty()));
+    let exporting = match &endpoint {
+        None => spans::Target::Registry(link),
+        Some(endpoint) => {
+            let address = endpoint.trim_start_matches("http://").trim_end_matches('/');
+            match channel::plaintext(address) {
+                Ok(channel) => spans::Target::Collector(channel),
+                Err(error) => {
+                    tracing::error!(
+                        endpoint,
+                        error = chain(&error),
+                        "OTEL_EXPORTER_OTLP_ENDPOINT is not http://host:port; traces stay here"
+                    );
+                    return;
+                }
+            }
+        }
+    };
+    let Some(caller) = shared.caller.get() else { return };
+    let attributes = vec![
+        KeyValue::new("service.namespace", caller.namespace.clone()),
+        KeyValue::new("service.instance.id", shared.config.workload.clone()),
+    ];
+    let identity = spans::Identity { service: caller.source.name().to_owned(), attributes };
+    spans::export(exporting, identity, batching, spans, shared.metrics.clone()).await;
+}

@@ -1,0 +1,512 @@
+//! The sidecar's own configuration: raw serde form, then checked values.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use outrigger_api::resource::Protocol;
+use outrigger_api::token::Token;
+use outrigger_common::config::{ConfigError, Key, Origin, bytes, duration};
+use outrigger_common::name::{ServiceName, check_label};
+use outrigger_common::telemetry::LogFormat;
+use serde::Deserialize;
+
+const fn key(
+    path: &'static str,
+    unit: &'static str,
+    default: &'static str,
+    range: &'static str,
+    doc: &'static str,
+) -> Key {
+    Key { path, unit, default, range, doc }
+}
+
+/// Every key, for environment variables and `docs/configuration.md`.
+pub const KEYS: &[Key] = &[
+    key("registry.address", "host:port", "127.0.0.1:15012", "any", "Where the registry's gRPC port is."),
+    key(
+        "join.token",
+        "text",
+        "-",
+        "a token of `outrigger token`",
+        "Proof for the first certificate. Prefer the file: process listings and dumps do not show it.",
+    ),
+    key("join.token_file", "path", "-", "a readable file", "File that holds the join token."),
+    key(
+        "workload.id",
+        "text",
+        "-",
+        "1 to 128 letters, digits, '.', '_' and '-'",
+        "Unique id of this workload. Default: the host's name and a random suffix.",
+    ),
+    key(
+        "workload.address",
+        "IP address",
+        "-",
+        "an address peers can reach",
+        "Address to register. Default: mesh.listen's, or the one the route to the registry starts from.",
+    ),
+    key("workload.zone", "text", "-", "up to 63 characters", "Failure zone of this workload."),
+    key(
+        "services",
+        "list",
+        "[]",
+        "entries of name, port, protocol, target",
+        "What the application serves. name: label within the namespace of the certificate; port: as callers name it; protocol: http (the client's version), http1, http2 or grpc; target: the application's ip:port.",
+    ),
+    key(
+        "upstreams",
+        "list",
+        "[]",
+        "name.namespace",
+        "Services to subscribe to at start. Others are subscribed to at the first request.",
+    ),
+    key(
+        "outbound.listen",
+        "ip:port",
+        "127.0.0.1:15001",
+        "loopback addresses",
+        "Where the application sends its calls.",
+    ),
+    key("mesh.listen", "ip:port", "0.0.0.0:15008", "any", "Where other sidecars connect, with mutual TLS."),
+    key("admin.listen", "ip:port", "127.0.0.1:15020", "any", "Health, metrics and state of this sidecar."),
+    key(
+        "workers",
+        "threads",
+        "1",
+        "1 to 256, or auto",
+        "Threads that carry requests. auto: the CPU quota of the cgroup.",
+    ),
+    key("timeouts.connect", "duration", "1s", "10ms to 1m", "Connecting to an endpoint, TLS included."),
+    key(
+        "timeouts.request",
+        "duration",
+        "30s",
+        "10ms to 1h",
+        "From the last request byte sent to the response head.",
+    ),
+    key(
+        "timeouts.idle",
+        "duration",
+        "5m",
+        "1s to 24h",
+        "A request or response body that does not move for this long is ended, as is a client's connection without a request.",
+    ),
+    key(
+        "timeouts.discovery",
+        "duration",
+        "1s",
+        "10ms to 1m",
+        "Longest wait of a first request for the registry's answer.",
+    ),
+    key(
+        "pool.idle_timeout",
+        "duration",
+        "90s",
+        "1s to 24h",
+        "A connection to another sidecar without requests for this long is closed.",
+    ),
+    key(
+        "pool.app_idle_timeout",
+        "duration",
+        "3s",
+        "100ms to 1h",
+        "The same for connections to the application; keep it below the application's own.",
+    ),
+    key(
+        "pool.max_age",
+        "duration",
+        "10m",
+        "1s to 24h",
+        "A connection to another sidecar takes no new requests after this age, shortened by up to a fifth at random.",
+    ),
+    key(
+        "limits.header_bytes",
+        "size",
+        "64KiB",
+        "8KiB to 1MiB",
+        "Largest head of a request; above it the answer is 431.",
+    ),
+    key(
+        "limits.replay_bytes",
+        "size",
+        "64KiB",
+        "0B to 16MiB",
+        "Request bodies up to this size are kept for a retry.",
+    ),
+    key(
+        "limits.connections",
+        "connections",
+        "10000",
+        "1 to 1000000",
+        "Client connections of each listener; others wait in the accept queue.",
+    ),
+    key(
+        "limits.edges",
+        "edges",
+        "1000",
+        "1 to 100000",
+        "Pairs of source and destination with metrics of their own; others share the label `overflow`.",
+    ),
+    key(
+        "health.interval",
+        "duration",
+        "1s",
+        "100ms to 10m",
+        "Time between two TCP connects to each application port.",
+    ),
+    key("health.timeout", "duration", "1s", "10ms to 1m", "Limit of one such connect."),
+    key(
+        "drain.acknowledge",
+        "duration",
+        "5s",
+        "0s to 5m",
+        "Longest wait, after deregistering, until callers know.",
+    ),
+    key(
+        "drain.deadline",
+        "duration",
+        "30s",
+        "0s to 1h",
+        "Longest wait for requests in flight before the process ends.",
+    ),
+    key("log_format", "text", "text", "text or json", "Form of log lines on standard error."),
+];
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Raw {
+    registry: RawRegistry,
+    join: RawJoin,
+    workload: RawWorkload,
+    services: Vec<RawService>,
+    upstreams: Vec<String>,
+    outbound: RawOutbound,
+    mesh: RawMesh,
+    admin: RawAdmin,
+    workers: RawWorkers,
+    timeouts: Timeouts,
+    pool: Pool,
+    limits: Limits,
+    health: Health,
+    drain: Drain,
+    log_format: LogFormat,
+}
+
+macro_rules! raw {
+    ($($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty = $default:expr,)* })*) => {$(
+        $(#[$meta])*
+        #[derive(Debug, Clone, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct $name { $($(#[$field_meta])* pub $field: $type,)* }
+        impl Default for $name {
+            fn default() -> Self { Self { $($field: $default,)* } }
+        }
+    )*};
+}
+
+raw! {
+    /// Where the registry is.
+    RawRegistry { /** `host:port`. */ address: String = "127.0.0.1:15012".into(), }
+    /// The first proof.
+    RawJoin { /** The token. */ token: Option<String> = None, /** A file with it. */ token_file: Option<PathBuf> = None, }
+    /// What is registered.
+    RawWorkload {
+        /** Unique id. */ id: Option<String> = None,
+        /** Address peers use. */ address: Option<IpAddr> = None,
+        /** Failure zone. */ zone: String = String::new(),
+    }
+    /// The application's side.
+    RawOutbound { /** Loopback. */ listen: SocketAddr = ([127, 0, 0, 1], 15001).into(), }
+    /// The peers' side.
+    RawMesh { /** Any. */ listen: SocketAddr = ([0, 0, 0, 0], 15008).into(), }
+    /// The operator's side.
+    RawAdmin { /** Any. */ listen: SocketAddr = ([127, 0, 0, 1], 15020).into(), }
+    /// Limits in time.
+    Timeouts {
+        /** TCP and TLS. */ #[serde(deserialize_with = "duration")] connect: Duration = Duration::from_secs(1),
+        /** Last request byte to response head. */ #[serde(deserialize_with = "duration")] request: Duration = Duration::from_secs(30),
+        /** A body or connection that does not move. */ #[serde(deserialize_with = "duration")] idle: Duration = Duration::from_secs(300),
+        /** A first request's wait. */ #[serde(deserialize_with = "duration")] discovery: Duration = Duration::from_secs(1),
+    }
+    /// How long connections are kept.
+    Pool {
+        /** To sidecars, unused. */ #[serde(deserialize_with = "duration")] idle_timeout: Duration = Duration::from_secs(90),
+        /** To the application, unused. */ #[serde(deserialize_with = "duration")] app_idle_timeout: Duration = Duration::from_secs(3),
+        /** To sidecars, used. */ #[serde(deserialize_with = "duration")] max_age: Duration = Duration::from_secs(600),
+    }
+    /// Limits in size and number.
+    Limits {
+        /** Bytes of a head. */ #[serde(deserialize_with = "bytes")] header_bytes: usize = 64 << 10,
+        /** Bytes kept for a retry. */ #[serde(deserialize_with = "bytes")] replay_bytes: usize = 64 << 10,
+        /** Connections a listener. */ connections: usize = 10_000,
+        /** Edges with metrics of their own. */ edges: usize = 1000,
+    }
+    /// Checks of the application.
+    Health {
+        /** Between checks. */ #[serde(deserialize_with = "duration")] interval: Duration = Duration::from_secs(1),
+        /** Of one check. */ #[serde(deserialize_with = "duration")] timeout: Duration = Duration::from_secs(1),
+    }
+    /// The end.
+    Drain {
+        /** Wait for callers to know. */ #[serde(deserialize_with = "duration")] acknowledge: Duration = Duration::from_secs(5),
+        /** Wait for requests in flight. */ #[serde(deserialize_with = "duration")] deadline: Duration = Duration::from_secs(30),
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum RawWorkers {
+    Number(usize),
+    Word(String),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawService {
+    name: String,
+    port: u16,
+    #[serde(default)]
+    protocol: Protocol,
+    target: SocketAddr,
+}
+
+impl Default for Raw {
+    fn default() -> Self {
+        Self {
+            registry: RawRegistry::default(),
+            join: RawJoin::default(),
+            workload: RawWorkload::default(),
+            services: Vec::new(),
+            upstreams: Vec::new(),
+            outbound: RawOutbound::default(),
+            mesh: RawMesh::default(),
+            admin: RawAdmin::default(),
+            workers: RawWorkers::Number(1),
+            timeouts: Timeouts::default(),
+            pool: Pool::default(),
+            limits: Limits::default(),
+            health: Health::default(),
+            drain: Drain::default(),
+            log_format: LogFormat::default(),
+        }
+    }
+}
+
+/// One port the application serves.
+#[derive(Debug, Clone)]
+pub struct Served {
+    /// The service's label; its namespace is that of the certificate.
+    pub name: String,
+    /// Port as callers name it.
+    pub port: u16,
+    /// How the application is spoken to.
+    pub protocol: Protocol,
+    /// Where the application listens.
+    pub target: SocketAddr,
+}
+
+/// How many threads carry requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Workers {
+    /// That many.
+    Fixed(usize),
+    /// The CPU quota.
+    Auto,
+}
+
+/// A checked configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `host:port` of the registry.
+    pub registry: String,
+    /// The join token.
+    pub token: Token,
+    /// Unique id of the workload.
+    pub workload: String,
+    /// Address to register, if given.
+    pub address: Option<IpAddr>,
+    /// Failure zone, or empty.
+    pub zone: String,
+    /// What the application serves.
+    pub services: Vec<Served>,
+    /// Services to subscribe to at start.
+    pub upstreams: Vec<ServiceName>,
+    /// The application's side.
+    pub outbound: SocketAddr,
+    /// The peers' side.
+    pub mesh: SocketAddr,
+    /// The operator's side.
+    pub admin: SocketAddr,
+    /// Threads that carry requests.
+    pub workers: Workers,
+    /// Limits in time.
+    pub timeouts: Timeouts,
+    /// How long connections are kept.
+    pub pool: Pool,
+    /// Limits in size and number.
+    pub limits: Limits,
+    /// Checks of the application.
+    pub health: Health,
+    /// The end.
+    pub drain: Drain,
+    /// Form of log lines.
+    pub log_format: LogFormat,
+}
+
+impl Config {
+    /// Checks what was read.
+    ///
+    /// # Errors
+    /// The first key that is wrong, with its place and what would be right.
+    pub fn load(origin: &Origin) -> Result<Self, ConfigError> {
+        let raw: Raw = origin.load()?;
+        check_ranges(origin, &raw)?;
+        if !raw.outbound.listen.ip().is_loopback() {
+            return Err(origin.error(
+                "outbound.listen",
+                format!("{} is not a loopback address: anyone who reaches it would act as this workload; use 127.0.0.1", raw.outbound.listen.ip()),
+            ));
+        }
+        let workers = match raw.workers {
+            RawWorkers::Number(number) if (1..=256).contains(&number) => Workers::Fixed(number),
+            RawWorkers::Word(ref word) if word == "auto" => Workers::Auto,
+            RawWorkers::Number(_) | RawWorkers::Word(_) => {
+                return Err(origin.error("workers", "use 1 to 256, or auto"));
+            }
+        };
+        let token = token(origin, &raw.join)?;
+        let workload = workload_id(origin, raw.workload.id)?;
+        let services = services(origin, raw.services)?;
+        let upstreams = raw
+            .upstreams
+            .iter()
+            .map(|name| {
+                ServiceName::parse(name)
+                    .map_err(|error| origin.error("upstreams", format!("{error} (write name.namespace)")))
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            registry: raw.registry.address,
+            token,
+            workload,
+            address: raw.workload.address,
+            zone: raw.workload.zone,
+            services,
+            upstreams,
+            outbound: raw.outbound.listen,
+            mesh: raw.mesh.listen,
+            admin: raw.admin.listen,
+            workers,
+            timeouts: raw.timeouts,
+            pool: raw.pool,
+            limits: raw.limits,
+            health: raw.health,
+            drain: raw.drain,
+            log_format: raw.log_format,
+        })
+    }
+}
+
+fn check_ranges(origin: &Origin, raw: &Raw) -> Result<(), ConfigError> {
+    const MS: Duration = Duration::from_millis(1);
+    const S: Duration = Duration::from_secs(1);
+    const HOUR: Duration = Duration::from_secs(3600);
+    const ZERO: Duration = Duration::ZERO;
+    let durations = [
+        ("timeouts.connect", raw.timeouts.connect, 10 * MS, 60 * S),
+        ("timeouts.request", raw.timeouts.request, 10 * MS, HOUR),
+        ("timeouts.idle", raw.timeouts.idle, S, 24 * HOUR),
+        ("timeouts.discovery", raw.timeouts.discovery, 10 * MS, 60 * S),
+        ("pool.idle_timeout", raw.pool.idle_timeout, S, 24 * HOUR),
+        ("pool.app_idle_timeout", raw.pool.app_idle_timeout, 100 * MS, HOUR),
+        ("pool.max_age", raw.pool.max_age, S, 24 * HOUR),
+        ("health.interval", raw.health.interval, 100 * MS, 600 * S),
+        ("health.timeout", raw.health.timeout, 10 * MS, 60 * S),
+        ("drain.acknowledge", raw.drain.acknowledge, ZERO, 300 * S),
+        ("drain.deadline", raw.drain.deadline, ZERO, HOUR),
+    ];
+    let numbers = [
+        ("limits.header_bytes", raw.limits.header_bytes, 8 << 10, 1 << 20),
+        ("limits.replay_bytes", raw.limits.replay_bytes, 0, 16 << 20),
+        ("limits.connections", raw.limits.connections, 1, 1_000_000),
+        ("limits.edges", raw.limits.edges, 1, 100_000),
+    ];
+    let range = |name: &str| KEYS.iter().find(|key| key.path == name).map_or("", |key| key.range);
+    let outside = durations
+        .iter()
+        .filter(|(_, value, low, high)| value < low || value > high)
+        .map(|(name, ..)| *name)
+        .chain(
+            numbers
+                .iter()
+                .filter(|(_, value, low, high)| value < low || value > high)
+                .map(|(name, ..)| *name),
+        )
+        .next();
+    outside.map_or(Ok(()), |name| Err(origin.error(name, format!("out of range; use {}", range(name)))))
+}
+
+fn token(origin: &Origin, join: &RawJoin) -> Result<Token, ConfigError> {
+    let parse = |key: &str, text: &str| Token::parse(text).map_err(|error| origin.error(key, error));
+    match (&join.token, &join.token_file) {
+        (Some(text), None) => parse("join.token", text),
+        (None, Some(path)) => {
+            let text = std::fs::read_to_string(path)
+                .map_err(|error| origin.error("join.token_file", format!("cannot read {}: {error}", path.display())))?;
+            parse("join.token_file", &text)
+        }
+        (Some(_), Some(_)) => Err(origin.error("join.token", "give either join.token or join.token_file")),
+        (None, None) => Err(origin.error(
+            "join.token",
+            "missing: a sidecar needs a join token for its first certificate; make one with `outrigger token`",
+        )),
+    }
+}
+
+fn workload_id(origin: &Origin, given: Option<String>) -> Result<String, ConfigError> {
+    let id = given.unwrap_or_else(|| {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let host =
+            host.trim().split('.').next().filter(|host| !host.is_empty()).unwrap_or("workload").to_owned();
+        format!("{host}-{:06x}", fastrand::u32(..1 << 24))
+    });
+    let valid =
+        (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+    if valid {
+        Ok(id)
+    } else {
+        Err(origin.error("workload.id", "use 1 to 128 letters, digits, '.', '_' and '-'"))
+    }
+}
+
+fn services(origin: &Origin, raw: Vec<RawService>) -> Result<Vec<Served>, ConfigError> {
+    let mut seen = std::collections::HashSet::new();
+    for (index, service) in raw.iter().enumerate() {
+        let key = |field| format!("services[{index}].{field}");
+        check_label(&service.name).map_err(|error| origin.error(&key("name"), error))?;
+        if service.port == 0 {
+            return Err(origin.error(&key("port"), "0 is not a port; use 1 to 65535"));
+        }
+        if service.target.port() == 0 || service.target.ip().is_unspecified() {
+            return Err(
+                origin.error(&key("target"), format!("{} is not an address to connect to", service.target))
+            );
+        }
+        if !seen.insert((service.name.clone(), service.port)) {
+            return Err(
+                origin.error(&key("port"), format!("{}:{} appears twice", service.name, service.port))
+            );
+        }
+    }
+    let checked = |raw: RawService| Served {
+        name: raw.name,
+        port: raw.port,
+        protocol: raw.protocol,
+        target: raw.target,
+    };
+    Ok(raw.into_iter().map(checked).collect())
+}
+
+#[cfg(test)]
+mod tests;

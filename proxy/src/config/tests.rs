@@ -1,0 +1,62 @@
+use super::*;
+
+const TOKEN: &str = "outrigger-join.id.s3cr3t.pin";
+
+fn load(text: &str) -> Result<Config, ConfigError> {
+    Config::load(&Origin::new(Some("proxy.yaml".into()), text.to_owned(), Vec::new(), KEYS))
+}
+
+#[test]
+fn the_example_file_sets_every_key_to_its_default() {
+    let text = include_str!("../../../config/proxy.yaml");
+    let config = load(text).unwrap();
+    assert_eq!(config.timeouts.request, Duration::from_secs(30));
+    assert_eq!(config.outbound.port(), 15001);
+    for key in KEYS {
+        let last = key.path.rsplit('.').next().unwrap();
+        let line = text
+            .lines()
+            .find(|line| line.trim_start().trim_start_matches("# ").starts_with(&format!("{last}:")));
+        let line = line.unwrap_or_else(|| panic!("config/proxy.yaml does not show {}", key.path));
+        assert!(
+            key.default == "-" || key.default == "[]" || text.contains(&format!("{last}: {}", key.default)),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn wrong_values_name_their_place_and_the_remedy() {
+    let with_token = format!("join: {{token: {TOKEN}}}\n");
+    for (text, place, words) in [
+        (String::new(), "proxy.yaml", "outrigger token"),
+        ("join:\n  token: nonsense\n".to_owned(), "proxy.yaml:2", "outrigger token"),
+        (format!("{with_token}outbound:\n  listen: 0.0.0.0:15001\n"), "proxy.yaml:3", "loopback"),
+        (format!("{with_token}timeouts:\n  connect: 0s\n"), "proxy.yaml:3", "10ms to 1m"),
+        (format!("{with_token}workers: many\n"), "proxy.yaml:2", "auto"),
+        (
+            format!("{with_token}services:\n  - {{name: Orders, port: 80, target: 127.0.0.1:1}}\n"),
+            "proxy.yaml:3",
+            "name",
+        ),
+        (
+            format!("{with_token}services:\n  - {{name: orders, port: 80, target: 0.0.0.0:1}}\n"),
+            "proxy.yaml:3",
+            "target",
+        ),
+        (
+            format!(
+                "{with_token}services:\n  - {{name: orders, port: 80, protocol: tcp, target: 127.0.0.1:1}}\n"
+            ),
+            "proxy.yaml:3",
+            "tcp",
+        ),
+        (format!("{with_token}upstreams: [orders]\n"), "proxy.yaml:2", "name.namespace"),
+        (format!("{with_token}limits:\n  header_bytes: 1KiB\n"), "proxy.yaml:3", "8KiB to 1MiB"),
+    ] {
+        let error = load(&text).unwrap_err();
+        assert_eq!(error.place, place, "{error}");
+        assert!(error.message.contains(words), "{error}");
+        assert!(!error.message.contains("s3cr3t"), "{error}");
+    }
+}

@@ -1,0 +1,11 @@
+//! The control thread's work: certificates, registration and the watch stream. What it learns
+//! reaches the request path through [`directory::Directory`] alone.
+
+pub mod certs;
+pub mod directory;
+pub mod link;
+pub mod register;
+pub mod snapshot;
+pub mod state;
+pub mod status;
+pub mod watch;

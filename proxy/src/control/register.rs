@@ -1,0 +1,205 @@
+//! Registration: tells the registry what this workload serves, keeps the lease, reports health.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use outrigger_api::v1;
+use outrigger_api::v1::registration_client::RegistrationClient;
+use outrigger_common::backoff::Backoff;
+use outrigger_common::telemetry::chain;
+use tokio::net::TcpStream;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+use tonic::Code;
+
+use super::link::Link;
+use super::status::Status;
+use crate::config::Served;
+use crate::shared::{Caller, Shared};
+
+/// Longest call about the lease.
+const CALL_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The registration of one workload.
+pub struct Registrar {
+    shared: Arc<Shared>,
+    status: Arc<Status>,
+    link: Arc<Link>,
+    /// The lease, once there is one; taken by [`Registrar::deregister`].
+    lease: Mutex<Lease>,
+}
+
+#[derive(Debug, Default)]
+enum Lease {
+    #[default]
+    None,
+    Held(String),
+    /// Deregistered, for good.
+    Given,
+}
+
+impl Registrar {
+    /// A workload not registered yet.
+    pub fn new(shared: Arc<Shared>, status: Arc<Status>, link: Arc<Link>) -> Self {
+        Self { shared, status, link, lease: Mutex::new(Lease::None) }
+    }
+
+    /// Registers, then renews the lease at a third of its time and at every change of health, for ever.
+    pub async fn run(&self) {
+        let health = &self.shared.config.health;
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        let mut healthy = self.check().await;
+        let mut renew_at = Instant::now();
+        let mut check_at = Instant::now() + health.interval;
+        loop {
+            tokio::time::sleep_until(renew_at.min(check_at)).await;
+            if Instant::now() >= check_at {
+                check_at = Instant::now() + health.interval;
+                let now = self.check().await;
+                if now != healthy {
+                    for (served, _) in
+                        self.shared.config.services.iter().zip(&now).filter(|(_, healthy)| !**healthy)
+                    {
+                        tracing::warn!(service = served.name, target = %served.target, "the application does not accept connections");
+                    }
+                    healthy = now;
+                    renew_at = Instant::now();
+                }
+            }
+            if Instant::now() >= renew_at {
+                match self.renew(&healthy).await {
+                    Ok(ttl) => {
+                        backoff.reset();
+                        renew_at = Instant::now() + ttl / 3;
+                    }
+                    Err(error) => {
+                        tracing::debug!(error, "lease not renewed");
+                        renew_at = Instant::now() + backoff.next(fastrand::f64());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Removes the workload and waits until callers know, at most `limit`.
+    ///
+    /// Cancel safety: the removal may or may not have happened; the lease ends by itself.
+    pub async fn deregister(&self, limit: Duration) {
+        let Lease::Held(lease) = std::mem::replace(&mut *self.lease.lock().await, Lease::Given) else {
+            return;
+        };
+        let wait_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        let mut client = RegistrationClient::new(self.link.channel());
+        let call = client.deregister(v1::DeregisterRequest { lease, wait_ms });
+        // The registry keeps the limit; ours is for a registry that does not answer at all.
+        match tokio::time::timeout(limit + Duration::from_secs(1), call).await {
+            Ok(Ok(answer)) => {
+                let answer = answer.into_inner();
+                tracing::info!(
+                    subscribers = answer.subscribers,
+                    acknowledged = answer.acknowledged,
+                    "deregistered"
+                );
+            }
+            Ok(Err(status)) => {
+                tracing::warn!(error = chain(&status), "not deregistered; the lease ends by itself")
+            }
+            Err(_) => tracing::warn!("the registry did not answer; the lease ends by itself"),
+        }
+    }
+
+    /// Keeps the lease, or registers when there is none. Returns the lease's time.
+    async fn renew(&self, healthy: &[bool]) -> Result<Duration, String> {
+        // Held across the calls, so that a removal cannot be overtaken by a registration.
+        let mut lease = self.lease.lock().await;
+        let mut client = RegistrationClient::new(self.link.channel());
+        match &*lease {
+            Lease::Given => return Ok(Duration::from_secs(3600)),
+            Lease::Held(id) => {
+                let request = v1::RenewRequest { lease: id.clone(), healthy: healthy.to_vec() };
+                match within(client.renew(request)).await {
+                    Ok(answer) => return Ok(Duration::from_millis(answer.ttl_ms)),
+                    Err(status) if status.code() != Code::NotFound => return Err(chain(&status)),
+                    Err(_) => tracing::warn!("the lease is gone; registering again"),
+                }
+                *lease = Lease::None;
+            }
+            Lease::None => {}
+        }
+        let caller = self.shared.caller.get().ok_or("no identity yet")?;
+        match within(client.register(self.request(caller, healthy))).await {
+            Ok(answer) => {
+                *lease = Lease::Held(answer.lease);
+                self.status.registered();
+                tracing::info!(workload = self.shared.config.workload, "registered");
+                Ok(Duration::from_millis(answer.ttl_ms))
+            }
+            Err(status) => {
+                let error = format!("not registered: {}", status.message());
+                self.status.trouble(error.clone());
+                if !matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded) {
+                    tracing::error!(error, "the registry refuses this workload");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn request(&self, caller: &Caller, healthy: &[bool]) -> v1::RegisterRequest {
+        let config = &self.shared.config;
+        let served = |(served, healthy): (&Served, &bool)| v1::ServedPort {
+            service: format!("{}.{}", served.name, caller.namespace),
+            port: Some(v1::Port {
+                number: served.port.into(),
+                name: String::new(),
+                protocol: v1::Protocol::from(served.protocol).into(),
+            }),
+            target_port: served.target.port().into(),
+            healthy: *healthy,
+        };
+        v1::RegisterRequest {
+            workload: config.workload.clone(),
+            zone: config.zone.clone(),
+            address: self.address().to_string(),
+            mesh_port: self.shared.own.mesh.port().into(),
+            ports: config.services.iter().zip(healthy).map(served).collect(),
+        }
+    }
+
+    /// The address peers reach this sidecar at.
+    fn address(&self) -> IpAddr {
+        let listening = self.shared.own.mesh.ip();
+        let given = self.shared.config.address.or((!listening.is_unspecified()).then_some(listening));
+        given.or_else(|| towards(&self.shared.config.registry)).unwrap_or(Ipv4Addr::LOCALHOST.into())
+    }
+
+    /// Whether each port of the application accepts a TCP connection.
+    async fn check(&self) -> Vec<bool> {
+        let limit = self.shared.config.health.timeout;
+        let mut healthy = Vec::new();
+        for served in &self.shared.config.services {
+            let connected = tokio::time::timeout(limit, TcpStream::connect(served.target)).await;
+            healthy.push(matches!(connected, Ok(Ok(_))));
+        }
+        healthy
+    }
+}
+
+/// The address of this machine from which the route to `registry` starts; nothing is sent.
+fn towards(registry: &str) -> Option<IpAddr> {
+    let target: SocketAddr = registry.parse().ok()?;
+    let any = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = UdpSocket::bind(any).ok()?;
+    socket.connect(target).ok()?;
+    Some(socket.local_addr().ok()?.ip())
+}
+
+async fn within<T>(
+    call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> Result<T, tonic::Status> {
+    match tokio::time::timeout(CALL_TIMEOUT, call).await {
+        Ok(answer) => answer.map(tonic::Response::into_inner),
+        Err(_) => Err(tonic::Status::deadline_exceeded("no answer within 3s")),
+    }
+}

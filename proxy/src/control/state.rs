@@ -1,0 +1,290 @@
+//! What the registry has told, folded from its updates. Pure.
+//!
+//! A resource that cannot be used is refused by name; its old form stays, the rest goes ahead.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+
+use outrigger_api::resource::{DEFAULT_SAMPLING_RATIO, Protocol};
+use outrigger_api::v1;
+use outrigger_common::identity::SpiffeId;
+use outrigger_common::name::ServiceName;
+
+/// Everything known; the name of each service asked about is a key.
+#[derive(Debug, Default)]
+pub struct State {
+    services: HashMap<String, Held>,
+    mesh: Mesh,
+}
+
+#[derive(Debug)]
+struct Mesh {
+    sampling: f64,
+}
+
+impl Default for Mesh {
+    fn default() -> Self {
+        Self { sampling: DEFAULT_SAMPLING_RATIO }
+    }
+}
+
+/// What is known of one service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Held {
+    /// The registry said there is none.
+    Unknown,
+    /// Its ports and endpoints.
+    Known(ServiceFacts),
+}
+
+/// A service, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceFacts {
+    /// `name.namespace`.
+    pub name: ServiceName,
+    /// Ports by number.
+    pub ports: BTreeMap<u16, Protocol>,
+    /// Endpoints by workload and port.
+    pub endpoints: BTreeMap<(String, u16), EndpointFacts>,
+}
+
+/// An endpoint, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointFacts {
+    /// The workload's sidecar.
+    pub address: SocketAddr,
+    /// Whom it must prove to be.
+    pub identity: SpiffeId,
+    /// Whether it reaches its application.
+    pub healthy: bool,
+}
+
+/// One resource that was refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// Such as `Service/orders.shop`.
+    pub resource: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// What an update did.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Names of services that changed.
+    pub changed: BTreeSet<String>,
+    /// Resources left as they were.
+    pub refused: Vec<Refused>,
+}
+
+impl State {
+    /// Share of new traces to sample.
+    pub fn sampling(&self) -> f64 {
+        self.mesh.sampling
+    }
+
+    /// What is known of a service, if it was asked about and answered.
+    pub fn service(&self, name: &str) -> Option<&Held> {
+        self.services.get(name)
+    }
+
+    /// Names of all services answered for.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.services.keys().map(String::as_str)
+    }
+
+    /// Forgets a service nobody asks for any more.
+    pub fn forget(&mut self, name: &str) {
+        self.services.remove(name);
+    }
+
+    /// Folds one update in.
+    pub fn apply(&mut self, update: v1::Update) -> Applied {
+        let mut applied = Applied::default();
+        for change in update.changes {
+            let resource = describe(&change);
+            let result = match change.requires.first() {
+                Some(feature) => Err(format!("this sidecar lacks the feature {feature}; upgrade it")),
+                None => self.apply_change(change.change),
+            };
+            match result {
+                Ok(Some(name)) => _ = applied.changed.insert(name),
+                Ok(None) => {}
+                Err(reason) => applied.refused.push(Refused { resource, reason }),
+            }
+        }
+        applied
+    }
+
+    fn apply_change(&mut self, change: Option<v1::change::Change>) -> Result<Option<String>, String> {
+        use v1::change::Change;
+        match change {
+            Some(Change::Service(service)) => {
+                let facts = service_facts(service)?;
+                let name = facts.name.as_str().to_owned();
+                self.services.insert(name.clone(), Held::Known(facts));
+                Ok(Some(name))
+            }
+            Some(Change::Delta(delta)) => {
+                let Some(Held::Known(facts)) = self.services.get_mut(&delta.name) else {
+                    return Err("a delta for a service that is not held".to_owned());
+                };
+                // Checked in full before anything is changed: never half applied.
+                let upserts = delta.upsert.into_iter().map(endpoint_facts).collect::<Result<Vec<_>, _>>()?;
+                let removed = delta.remove.iter().map(|key| Ok((key.workload.clone(), port(key.port)?)));
+                let removed = removed.collect::<Result<Vec<_>, String>>()?;
+                for key in removed {
+                    facts.endpoints.remove(&key);
+                }
+                facts.endpoints.extend(upserts);
+                Ok(Some(delta.name))
+            }
+            Some(Change::Unknown(name)) => {
+                self.services.insert(name.clone(), Held::Unknown);
+                Ok(Some(name))
+            }
+            Some(Change::Mesh(mesh)) => {
+                let ratio = mesh.trace_sampling_ratio;
+                if !(0.0..=1.0).contains(&ratio) {
+                    return Err(format!("sampling ratio {ratio} is not within 0 and 1"));
+                }
+                self.mesh.sampling = ratio;
+                Ok(None)
+            }
+            None => Err("a kind of change this sidecar does not know; upgrade it".to_owned()),
+        }
+    }
+}
+
+fn describe(change: &v1::Change) -> String {
+    use v1::change::Change;
+    match &change.change {
+        Some(Change::Service(service)) => format!("Service/{}", service.name),
+        Some(Change::Delta(delta)) => format!("Service/{}", delta.name),
+        Some(Change::Unknown(name)) => format!("Service/{name}"),
+        Some(Change::Mesh(_)) => "MeshConfig/default".to_owned(),
+        None => "unknown".to_owned(),
+    }
+}
+
+fn service_facts(service: v1::Service) -> Result<ServiceFacts, String> {
+    let name = ServiceName::parse(&service.name).map_err(|error| error.to_string())?;
+    let ports = service
+        .ports
+        .iter()
+        .map(|declared| {
+            let protocol = v1::Protocol::try_from(declared.protocol).map_err(|_| {
+                format!(
+                    "protocol {} of port {} is unknown to this sidecar; upgrade it",
+                    declared.protocol, declared.number
+                )
+            })?;
+            Ok((port(declared.number)?, protocol.into()))
+        })
+        .collect::<Result<_, String>>()?;
+    let endpoints = service.endpoints.into_iter().map(endpoint_facts).collect::<Result<_, _>>()?;
+    Ok(ServiceFacts { name, ports, endpoints })
+}
+
+fn endpoint_facts(endpoint: v1::Endpoint) -> Result<((String, u16), EndpointFacts), String> {
+    let at = |what: &str| format!("endpoint {}: {what}", endpoint.workload);
+    let address: IpAddr = endpoint.address.parse().map_err(|_| at("its address is not an IP address"))?;
+    let identity = SpiffeId::parse(&endpoint.identity).map_err(|error| at(&error.to_string()))?;
+    let mesh_port = port(endpoint.mesh_port).map_err(|error| at(&error))?;
+    let key_port = port(endpoint.port).map_err(|error| at(&error))?;
+    let facts =
+        EndpointFacts { address: SocketAddr::new(address, mesh_port), identity, healthy: endpoint.healthy };
+    Ok(((endpoint.workload, key_port), facts))
+}
+
+fn port(number: u32) -> Result<u16, String> {
+    u16::try_from(number).ok().filter(|port| *port != 0).ok_or_else(|| format!("{number} is not a port"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use v1::change::Change;
+
+    fn endpoint(workload: &str, healthy: bool) -> v1::Endpoint {
+        v1::Endpoint {
+            workload: workload.into(),
+            port: 80,
+            address: "127.0.0.1".into(),
+            mesh_port: 15008,
+            identity: "spiffe://mesh.local/ns/shop/sa/orders".into(),
+            zone: String::new(),
+            healthy,
+        }
+    }
+
+    fn service(name: &str, endpoints: Vec<v1::Endpoint>) -> Change {
+        let port = v1::Port { number: 80, name: String::new(), protocol: v1::Protocol::Unspecified.into() };
+        Change::Service(v1::Service { name: name.into(), ports: vec![port], endpoints })
+    }
+
+    fn update(changes: Vec<Change>) -> v1::Update {
+        let changes =
+            changes.into_iter().map(|change| v1::Change { change: Some(change), requires: vec![] }).collect();
+        v1::Update { nonce: 1, cursor: vec![], revision: 1, changes }
+    }
+
+    fn workloads(state: &State, name: &str) -> Vec<String> {
+        match state.service(name) {
+            Some(Held::Known(facts)) => {
+                facts.endpoints.keys().map(|(workload, _)| workload.clone()).collect()
+            }
+            Some(Held::Unknown) | None => Vec::new(),
+        }
+    }
+
+    #[test]
+    fn deltas_change_what_full_state_began() {
+        let mut state = State::default();
+        state.apply(update(vec![service("orders.shop", vec![endpoint("a", true), endpoint("b", true)])]));
+        let remove = vec![v1::EndpointKey { workload: "a".into(), port: 80 }];
+        let delta =
+            v1::ServiceDelta { name: "orders.shop".into(), upsert: vec![endpoint("c", false)], remove };
+        let applied = state.apply(update(vec![Change::Delta(delta)]));
+        assert_eq!(applied.changed.into_iter().collect::<Vec<_>>(), ["orders.shop"]);
+        assert_eq!(workloads(&state, "orders.shop"), ["b", "c"]);
+    }
+
+    #[test]
+    fn a_bad_resource_is_refused_alone_and_its_old_form_stays() {
+        let mut state = State::default();
+        state.apply(update(vec![service("orders.shop", vec![endpoint("a", true)])]));
+        let mut bad = endpoint("b", true);
+        bad.identity = "nobody".into();
+        let applied = state.apply(update(vec![
+            service("orders.shop", vec![bad]),
+            service("items.shop", vec![endpoint("i", true)]),
+        ]));
+        assert_eq!(applied.refused.len(), 1);
+        assert_eq!(applied.refused[0].resource, "Service/orders.shop");
+        assert_eq!(workloads(&state, "orders.shop"), ["a"]);
+        assert_eq!(workloads(&state, "items.shop"), ["i"]);
+    }
+
+    #[test]
+    fn a_change_that_needs_an_unknown_feature_is_refused() {
+        let mut state = State::default();
+        let mut update = update(vec![service("orders.shop", vec![])]);
+        update.changes[0].requires = vec!["mirroring".into()];
+        let applied = state.apply(update);
+        assert!(applied.refused[0].reason.contains("mirroring"));
+        assert_eq!(state.service("orders.shop"), None);
+    }
+
+    #[test]
+    fn a_delta_with_one_bad_endpoint_changes_nothing() {
+        let mut state = State::default();
+        state.apply(update(vec![service("orders.shop", vec![endpoint("a", true)])]));
+        let mut bad = endpoint("b", true);
+        bad.mesh_port = 0;
+        let remove = vec![v1::EndpointKey { workload: "a".into(), port: 80 }];
+        let delta = v1::ServiceDelta { name: "orders.shop".into(), upsert: vec![bad], remove };
+        assert_eq!(state.apply(update(vec![Change::Delta(delta)])).refused.len(), 1);
+        assert_eq!(workloads(&state, "orders.shop"), ["a"]);
+    }
+}

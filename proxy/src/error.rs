@@ -1,0 +1,231 @@
+//! What can go wrong with a request, who is to blame, and how it looks outside.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use http::StatusCode;
+use outrigger_common::identity::SpiffeId;
+
+use crate::reason::Reason;
+
+/// Whether any byte of the request may have reached the application.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivery {
+    /// Certainly not: repeating is safe whatever the method.
+    Undelivered,
+    /// Perhaps: only what may be repeated is.
+    Unknown,
+}
+
+/// A request that the mesh must answer itself.
+#[derive(Debug, thiserror::Error)]
+pub enum ProxyError {
+    /// The target cannot be understood.
+    #[error("{0}")]
+    BadRequest(&'static str),
+    /// The target is this sidecar.
+    #[error("{0} is this sidecar's own address; name a service instead")]
+    Loop(String),
+    /// CONNECT.
+    #[error("the method {0} is not carried by this version")]
+    MethodNotSupported(http::Method),
+    /// The registry said so.
+    #[error("the registry knows no service {0}")]
+    UnknownService(String),
+    /// The service is known, the port is not.
+    #[error("{service} has no port {port}")]
+    UnknownPort {
+        /// The service.
+        service: String,
+        /// The port asked for.
+        port: u16,
+    },
+    /// Nobody said anything in time.
+    #[error("the registry could not be asked about {0}")]
+    DiscoveryUnavailable(String),
+    /// Known, but nobody serves it.
+    #[error("{0} has no endpoint")]
+    NoEndpoint(String),
+    /// TCP or TLS did not come about in time, or TCP was refused.
+    #[error("cannot connect to {address}")]
+    Connect {
+        /// The endpoint's sidecar.
+        address: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The handshake failed.
+    #[error("TLS with {address} failed")]
+    Tls {
+        /// The endpoint's sidecar.
+        address: SocketAddr,
+        /// What TLS said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The handshake succeeded with the wrong peer.
+    #[error("{address} proved {found}, but {expected} is registered there")]
+    Identity {
+        /// The endpoint's sidecar.
+        address: SocketAddr,
+        /// From the registry.
+        expected: SpiffeId,
+        /// From the certificate, or why there is none.
+        found: String,
+    },
+    /// The HTTP library gave the request back unsent.
+    #[error("the connection to {0} closed before the request was sent")]
+    Unsent(SocketAddr),
+    /// The peer refused our certificate before any application data.
+    #[error("{0} refused this sidecar's certificate")]
+    CertificateRefused(SocketAddr),
+    /// The connection broke after the request, or part of it, was sent.
+    #[error("{address} broke the connection before the response head")]
+    Reset {
+        /// The endpoint's sidecar.
+        address: SocketAddr,
+        /// What HTTP said.
+        #[source]
+        source: hyper::Error,
+    },
+    /// No response head.
+    #[error("no response head within {0:?}")]
+    RequestTimeout(Duration),
+    /// The client's body stood still.
+    #[error("the request body did not move for {0:?}")]
+    IdleTimeout(Duration),
+    /// The client broke off its request.
+    #[error("the client went away")]
+    ClientClosed,
+    /// The SNI names something else.
+    #[error("this sidecar does not serve {0}")]
+    NotServed(String),
+    /// The application does not accept connections.
+    #[error("cannot connect to the application at {address}")]
+    AppUnreachable {
+        /// The application.
+        address: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The application's connections close before they take a request.
+    #[error("the application at {0} closes connections before taking a request")]
+    AppUnsent(SocketAddr),
+    /// The application broke the connection.
+    #[error("the application at {address} broke the connection before the response head")]
+    AppReset {
+        /// The application.
+        address: SocketAddr,
+        /// What HTTP said.
+        #[source]
+        source: hyper::Error,
+    },
+    /// The application sent no response head.
+    #[error("the application sent no response head within {0:?}")]
+    AppTimeout(Duration),
+}
+
+impl ProxyError {
+    /// The code of the list.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::BadRequest(_) => Reason::BadRequest,
+            Self::Loop(_) => Reason::Loop,
+            Self::MethodNotSupported(_) => Reason::MethodNotSupported,
+            Self::UnknownService(_) => Reason::UnknownService,
+            Self::UnknownPort { .. } => Reason::UnknownPort,
+            Self::DiscoveryUnavailable(_) => Reason::DiscoveryUnavailable,
+            Self::NoEndpoint(_) => Reason::NoEndpoint,
+            Self::Connect { .. } => Reason::ConnectFailed,
+            Self::Tls { .. } | Self::CertificateRefused(_) => Reason::TlsFailed,
+            Self::Identity { .. } => Reason::IdentityMismatch,
+            Self::Unsent(_) | Self::Reset { .. } => Reason::UpstreamReset,
+            Self::RequestTimeout(_) => Reason::RequestTimeout,
+            Self::IdleTimeout(_) => Reason::IdleTimeout,
+            Self::ClientClosed => Reason::ClientClosed,
+            Self::NotServed(_) => Reason::NotServed,
+            Self::AppUnreachable { .. } => Reason::AppUnreachable,
+            Self::AppUnsent(_) | Self::AppReset { .. } => Reason::AppReset,
+            Self::AppTimeout(_) => Reason::AppTimeout,
+        }
+    }
+
+    /// The status the client sees.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::BadRequest(_) | Self::ClientClosed => StatusCode::BAD_REQUEST,
+            Self::Loop(_) => StatusCode::LOOP_DETECTED,
+            Self::MethodNotSupported(_) => StatusCode::NOT_IMPLEMENTED,
+            Self::UnknownService(_) | Self::UnknownPort { .. } => StatusCode::NOT_FOUND,
+            Self::NotServed(_) => StatusCode::MISDIRECTED_REQUEST,
+            Self::IdleTimeout(_) => StatusCode::REQUEST_TIMEOUT,
+            Self::DiscoveryUnavailable(_)
+            | Self::NoEndpoint(_)
+            | Self::Connect { .. }
+            | Self::Tls { .. }
+            | Self::Identity { .. }
+            | Self::CertificateRefused(_)
+            | Self::Unsent(_)
+            | Self::AppUnreachable { .. }
+            | Self::AppUnsent(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Reset { .. } | Self::AppReset { .. } => StatusCode::BAD_GATEWAY,
+            Self::RequestTimeout(_) | Self::AppTimeout(_) => StatusCode::GATEWAY_TIMEOUT,
+        }
+    }
+
+    /// Whether the application may have seen the request.
+    pub fn delivery(&self) -> Delivery {
+        match self {
+            Self::BadRequest(_)
+            | Self::Loop(_)
+            | Self::MethodNotSupported(_)
+            | Self::UnknownService(_)
+            | Self::UnknownPort { .. }
+            | Self::DiscoveryUnavailable(_)
+            | Self::NoEndpoint(_)
+            | Self::Connect { .. }
+            | Self::Tls { .. }
+            | Self::Identity { .. }
+            | Self::CertificateRefused(_)
+            | Self::Unsent(_)
+            | Self::NotServed(_)
+            | Self::AppUnreachable { .. }
+            | Self::AppUnsent(_) => Delivery::Undelivered,
+            Self::Reset { .. }
+            | Self::RequestTimeout(_)
+            | Self::IdleTimeout(_)
+            | Self::ClientClosed
+            | Self::AppReset { .. }
+            | Self::AppTimeout(_) => Delivery::Unknown,
+        }
+    }
+
+    /// Whether the endpoint refused or broke the connection, so that it is set aside for a while.
+    pub fn blames_connection(&self) -> bool {
+        match self {
+            Self::Connect { .. }
+            | Self::Tls { .. }
+            | Self::Identity { .. }
+            | Self::CertificateRefused(_)
+            | Self::Unsent(_)
+            | Self::Reset { .. } => true,
+            Self::BadRequest(_)
+            | Self::Loop(_)
+            | Self::MethodNotSupported(_)
+            | Self::UnknownService(_)
+            | Self::UnknownPort { .. }
+            | Self::DiscoveryUnavailable(_)
+            | Self::NoEndpoint(_)
+            | Self::RequestTimeout(_)
+            | Self::IdleTimeout(_)
+            | Self::ClientClosed
+            | Self::NotServed(_)
+            | Self::AppUnreachable { .. }
+            | Self::AppUnsent(_)
+            | Self::AppReset { .. }
+            | Self::AppTimeout(_) => false,
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! Headers that end at a hop, the mesh's own headers, and where a request wants to go.
+
+use http::header::{
+    CONNECTION, CONTENT_TYPE, EXPECT, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING,
+    UPGRADE,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Version};
+
+use crate::telemetry::metrics::WireProtocol;
+
+/// Why the mesh answered; on every response the mesh itself made.
+pub const REASON: HeaderName = HeaderName::from_static("x-mesh-reason");
+/// `no` on a response of the inbound sidecar when no byte of the request reached the application.
+pub const DELIVERED: HeaderName = HeaderName::from_static("x-mesh-delivered");
+/// Time in the application in microseconds, from the inbound sidecar.
+pub const PROCESSING: HeaderName = HeaderName::from_static("x-mesh-processing-us");
+/// The caller's service, from the outbound sidecar.
+pub const SOURCE: HeaderName = HeaderName::from_static("x-mesh-source");
+/// HTTP version the client used, from the outbound sidecar: `1.1` or `2`.
+pub const VERSION: HeaderName = HeaderName::from_static("x-mesh-http-version");
+/// The caller's identity, told to the application.
+pub const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+/// Kept if the client sent one, else the trace's id.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The client's promise that a repeated request takes effect once (draft-ietf-httpapi-idempotency-key-header).
+pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+const MESH_PREFIX: &str = "x-mesh-";
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// Removes every `x-mesh-*` header: apps must not speak for the mesh.
+pub fn strip_mesh(headers: &mut HeaderMap) {
+    if headers.keys().any(|name| name.as_str().starts_with(MESH_PREFIX)) {
+        let names: Vec<_> =
+            headers.keys().filter(|name| name.as_str().starts_with(MESH_PREFIX)).cloned().collect();
+        for name in names {
+            headers.remove(name);
+        }
+    }
+}
+
+/// Removes what belongs to one connection (RFC 9110 section 7.6.1), keeping `te: trailers`, which
+/// HTTP/2 allows (RFC 9113 section 8.2.2) and gRPC needs.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        let listed: Vec<HeaderName> = headers
+            .get_all(CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|name| HeaderName::try_from(name.trim()).ok())
+            // Listing these must not let a client remove what the message needs.
+            .filter(|name| name != HOST && name != TE && !name.as_str().starts_with(MESH_PREFIX))
+            .collect();
+        for name in listed {
+            headers.remove(name);
+        }
+        headers.remove(CONNECTION);
+    }
+    for name in
+        [KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING, UPGRADE, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION]
+    {
+        headers.remove(name);
+    }
+    if let Some(te) = headers.remove(TE)
+        && te
+            .to_str()
+            .is_ok_and(|te| te.split(',').any(|coding| coding.trim().eq_ignore_ascii_case("trailers")))
+    {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+/// Removes `Expect`: hyper has answered `100 Continue` by the time the body is forwarded.
+pub fn strip_expect(headers: &mut HeaderMap) {
+    headers.remove(EXPECT);
+}
+
+/// How a request was spoken.
+pub fn wire_protocol<B>(request: &Request<B>) -> WireProtocol {
+    let grpc = request
+        .headers()
+        .get(CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+    match (grpc, request.version()) {
+        (true, _) => WireProtocol::Grpc,
+        (false, Version::HTTP_2) => WireProtocol::H2,
+        (false, _) => WireProtocol::Http1,
+    }
+}
+
+/// Whether the request may be repeated although it may have had an effect: an idempotent method
+/// (RFC 9110 section 9.2.2), or a key by which the application recognises the repetition.
+pub fn repeatable<B>(request: &Request<B>) -> bool {
+    request.method().is_idempotent() || request.headers().contains_key(IDEMPOTENCY_KEY)
+}
+
+/// The request's target authority: absolute-form and `:authority` win over `Host` (RFC 9112
+/// section 3.2.2).
+///
+/// # Errors
+/// What is missing or ambiguous.
+pub fn authority<B>(request: &Request<B>) -> Result<&str, &'static str> {
+    if let Some(authority) = request.uri().authority() {
+        return if authority.as_str().contains('@') {
+            Err("the target must not carry user information")
+        } else {
+            Ok(authority.as_str())
+        };
+    }
+    let mut hosts = request.headers().get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) => {
+            let host = host.to_str().map_err(|_| "the Host header is not text")?;
+            if host.is_empty() {
+                Err("the Host header is empty; name a service, such as orders.shop")
+            } else {
+                Ok(host)
+            }
+        }
+        (None, _) => Err("the request names no host; send a Host header, such as orders.shop"),
+        (Some(_), Some(_)) => Err("the request has more than one Host header"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hop_by_hop_headers_end_here() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "close, X-Secret , host,x-mesh-source"),
+            ("x-secret", "1"),
+            ("x-kept", "1"),
+            ("host", "orders"),
+            ("te", "gzip, trailers"),
+            ("keep-alive", "5"),
+            ("upgrade", "h2c"),
+            ("transfer-encoding", "chunked"),
+            ("proxy-connection", "close"),
+            ("x-mesh-source", "a.b"),
+        ] {
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        strip_hop_by_hop(&mut headers);
+        let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["host", "te", "x-kept", "x-mesh-source"]);
+        assert_eq!(headers["te"], "trailers");
+        strip_mesh(&mut headers);
+        assert!(!headers.contains_key("x-mesh-source") && headers.contains_key("x-kept"));
+    }
+
+    #[test]
+    fn the_target_is_never_ambiguous() {
+        let request = |uri: &str, hosts: &[&str]| {
+            let mut request = Request::builder().uri(uri);
+            for host in hosts {
+                request = request.header("host", *host);
+            }
+            request.body(()).unwrap()
+        };
+        assert_eq!(authority(&request("/x", &["orders.shop:80"])), Ok("orders.shop:80"));
+        assert_eq!(authority(&request("http://orders.shop/x", &["other"])), Ok("orders.shop"));
+        for (uri, hosts) in
+            [("/x", &[] as &[&str]), ("/x", &["a", "b"]), ("/x", &[""]), ("http://user@orders/x", &[])]
+        {
+            assert!(authority(&request(uri, hosts)).is_err(), "{uri} {hosts:?}");
+        }
+    }
+
+    #[test]
+    fn only_idempotent_and_keyed_requests_repeat() {
+        let request = |method: &str| Request::builder().method(method).body(()).unwrap();
+        for method in ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"] {
+            assert!(repeatable(&request(method)), "{method}");
+        }
+        for method in ["POST", "PATCH", "CONNECT", "CUSTOM"] {
+            assert!(!repeatable(&request(method)), "{method}");
+        }
+        let mut keyed = request("POST");
+        keyed.headers_mut().insert(IDEMPOTENCY_KEY, HeaderValue::from_static("k"));
+        assert!(repeatable(&keyed));
+    }
+}

@@ -1,0 +1,6 @@
+//! HTTP as a proxy sees it: bodies that count, keep and time what passes, and headers that end here.
+
+pub mod body;
+pub mod exec;
+pub mod headers;
+pub mod replay;

@@ -1,0 +1,259 @@
+//! Request bodies on their way up: read from the client once, kept up to a bound so that another
+//! attempt can start over, and watched for when the last byte went out.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, Bytes};
+use http::HeaderMap;
+use http_body::{Body as _, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::sync::Notify;
+use tokio::time::Sleep;
+
+/// A request body shared by the attempts of one request; each attempt reads a [`RequestBody`].
+#[derive(Debug, Clone)]
+pub struct Replay(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    sent: Notify,
+    idle: Duration,
+}
+
+#[derive(Debug)]
+struct State {
+    client: Incoming,
+    /// What was read so far, until it exceeds the bound.
+    kept: Option<Vec<Bytes>>,
+    kept_bytes: usize,
+    bound: usize,
+    trailers: Option<HeaderMap>,
+    /// The client's body has ended.
+    ended: bool,
+    /// Bytes read from the client.
+    bytes: u64,
+    /// The attempt that may read; earlier ones are dead.
+    attempt: u32,
+    /// When the current attempt was given the last byte.
+    sent_at: Option<Instant>,
+    failed: Option<Failed>,
+}
+
+/// Why a body broke off on the client's side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failed {
+    /// It stood still for the idle time.
+    Idle,
+    /// The client broke off.
+    Client,
+}
+
+/// The body of one attempt.
+#[derive(Debug)]
+pub struct RequestBody {
+    shared: Arc<Shared>,
+    attempt: u32,
+    /// Chunks already given to this attempt.
+    given: usize,
+    ended: bool,
+    idle: Option<Pin<Box<Sleep>>>,
+}
+
+/// A body that cannot go on; hyper resets the stream.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("the request body broke off")]
+pub struct BrokenBody;
+
+impl Replay {
+    /// Keeps up to `bound` bytes; a body that stands still for `idle` fails.
+    pub fn new(client: Incoming, bound: usize, idle: Duration) -> Self {
+        let ended = client.is_end_stream();
+        let state = State {
+            client,
+            kept: Some(Vec::new()),
+            kept_bytes: 0,
+            bound,
+            trailers: None,
+            ended,
+            bytes: 0,
+            attempt: 0,
+            sent_at: None,
+            failed: None,
+        };
+        Self(Arc::new(Shared { state: Mutex::new(state), sent: Notify::new(), idle }))
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.lock()
+    }
+
+    /// Starts another attempt, ending the one before. `None`: too much was read to start over.
+    pub fn attempt(&self) -> Option<RequestBody> {
+        let mut state = self.state();
+        if state.attempt > 0 && (state.kept.is_none() || state.failed.is_some()) {
+            return None;
+        }
+        state.attempt += 1;
+        state.sent_at = None;
+        Some(RequestBody {
+            shared: self.0.clone(),
+            attempt: state.attempt,
+            given: 0,
+            ended: false,
+            idle: None,
+        })
+    }
+
+    /// Bytes read from the client so far.
+    pub fn bytes(&self) -> u64 {
+        self.state().bytes
+    }
+
+    /// Why the client's side broke off, if it did.
+    pub fn failed(&self) -> Option<Failed> {
+        self.state().failed
+    }
+
+    /// When the current attempt was given its last byte.
+    pub fn sent_at(&self) -> Option<Instant> {
+        self.state().sent_at
+    }
+
+    /// Waits until the current attempt was given its last byte.
+    ///
+    /// Cancel safety: safe.
+    pub async fn sent(&self) -> Instant {
+        loop {
+            let notified = self.0.sent.notified();
+            if let Some(at) = self.sent_at() {
+                return at;
+            }
+            notified.await;
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().expect("no holder of this lock panics")
+    }
+}
+
+impl RequestBody {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
+        let shared = self.shared.clone();
+        let mut state = shared.lock();
+        if state.attempt != self.attempt || state.failed.is_some() {
+            return Poll::Ready(Some(Err(BrokenBody)));
+        }
+        if let Some(chunk) = state.kept.as_ref().and_then(|kept| kept.get(self.given)) {
+            self.given += 1;
+            let chunk = chunk.clone();
+            self.finish_if_done(&mut state);
+            return Poll::Ready(Some(Ok(Frame::data(chunk))));
+        }
+        if state.ended {
+            return Poll::Ready(self.end(&mut state));
+        }
+        let frame = match Pin::new(&mut state.client).poll_frame(context) {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => {
+                let idle = self.idle.get_or_insert_with(|| Box::pin(tokio::time::sleep(shared.idle)));
+                ready!(idle.as_mut().poll(context));
+                state.failed = Some(Failed::Idle);
+                shared.sent.notify_waiters();
+                return Poll::Ready(Some(Err(BrokenBody)));
+            }
+        };
+        self.idle = None;
+        match frame {
+            Some(Ok(frame)) => Poll::Ready(self.pass(&mut state, frame)),
+            Some(Err(_)) => {
+                state.failed = Some(Failed::Client);
+                Poll::Ready(Some(Err(BrokenBody)))
+            }
+            None => {
+                state.ended = true;
+                Poll::Ready(self.end(&mut state))
+            }
+        }
+    }
+
+    /// Keeps a frame from the client and passes it on.
+    fn pass(&mut self, state: &mut State, frame: Frame<Bytes>) -> Option<Result<Frame<Bytes>, BrokenBody>> {
+        let data = match frame.into_data() {
+            Ok(data) => data,
+            Err(frame) => {
+                state.trailers = frame.into_trailers().ok();
+                state.ended = true;
+                return self.end(state);
+            }
+        };
+        let size = data.remaining();
+        state.bytes += u64::try_from(size).unwrap_or(u64::MAX);
+        state.kept_bytes = state.kept_bytes.saturating_add(size);
+        if state.kept_bytes > state.bound {
+            state.kept = None;
+        } else if let Some(kept) = &mut state.kept {
+            kept.push(data.clone());
+            self.given += 1;
+        }
+        state.ended = state.client.is_end_stream();
+        self.finish_if_done(state);
+        Some(Ok(Frame::data(data)))
+    }
+
+    /// After the last chunk of a body without trailers nothing more is asked for.
+    fn finish_if_done(&mut self, state: &mut State) {
+        let all_given = state.kept.as_ref().is_none_or(|kept| self.given == kept.len());
+        if state.ended && all_given && state.trailers.is_none() {
+            self.finish(state);
+        }
+    }
+
+    fn end(&mut self, state: &mut State) -> Option<Result<Frame<Bytes>, BrokenBody>> {
+        let again = self.ended;
+        self.finish(state);
+        state.trailers.clone().filter(|_| !again).map(|trailers| Ok(Frame::trailers(trailers)))
+    }
+
+    fn finish(&mut self, state: &mut State) {
+        self.ended = true;
+        state.sent_at.get_or_insert_with(Instant::now);
+        self.shared.sent.notify_waiters();
+    }
+}
+
+impl http_body::Body for RequestBody {
+    type Data = Bytes;
+    type Error = BrokenBody;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
+        self.get_mut().poll(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let state = self.shared.lock();
+        let given = if self.given == 0 { 0 } else { state.bytes };
+        let kept: u64 = state.bytes - given.min(state.bytes);
+        let mut hint = state.client.size_hint();
+        // What the client still holds, and what is kept for this attempt.
+        if let Some(exact) = hint.exact() {
+            hint.set_exact(exact + kept);
+        } else {
+            hint.set_lower(hint.lower() + kept);
+        }
+        hint
+    }
+}

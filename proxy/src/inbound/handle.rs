@@ -1,0 +1,222 @@
+//! The inbound path, top to bottom.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::header::HOST;
+use http::request::Parts;
+use http::{HeaderValue, Request, Response, Uri, Version};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use outrigger_api::resource::Protocol;
+use outrigger_common::name::ServiceName;
+
+use super::Peer;
+use super::served::ServedPort;
+use crate::error::ProxyError;
+use crate::http::body::{Body, ResponseBody};
+use crate::http::headers;
+use crate::http::replay::{Failed, Replay};
+use crate::pool::Lease;
+use crate::respond;
+use crate::route::DEFAULT_ROUTE;
+use crate::shared::Shared;
+use crate::telemetry::metrics::Direction;
+use crate::telemetry::record::RequestRecord;
+use crate::telemetry::trace::TraceContext;
+
+/// Carries one request of another sidecar to the application and the response back.
+pub async fn handle(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming>) -> Response<Body> {
+    let now = Instant::now();
+    // The caller's sidecar has decided on sampling; one that sent no context is not sampled here.
+    let trace = TraceContext::from_headers(request.headers(), 0.0);
+    let protocol = headers::wire_protocol(&request);
+    let source = source(peer, &request);
+    let Some(port) = &peer.port else {
+        let edge = shared.metrics.edge(Direction::Inbound, &source, "unknown", DEFAULT_ROUTE);
+        let mut record = RequestRecord::start(edge, now, protocol, trace);
+        record.secured(|| peer.id.to_string());
+        return respond::with_error(&ProxyError::NotServed(peer.asked.clone()), record);
+    };
+    let mut record = RequestRecord::start(port.edge(&source), now, protocol, trace);
+    record.secured(|| peer.id.to_string());
+    let (mut head, body) = request.into_parts();
+    record.with_span(&shared.spans, &head);
+    let speaks = app_version(port, &head);
+    prepare(&mut head, peer, &record);
+    let replay = (!body.is_end_stream()).then(|| Replay::new(body, 0, shared.config.timeouts.idle));
+    let result = exchange(shared, port, head, replay.as_ref(), speaks).await;
+    record.request_bytes = replay.as_ref().map_or(0, Replay::bytes);
+    match result {
+        Ok(answered) => respond(shared, answered, record),
+        Err(error) => respond::with_error(&error, record),
+    }
+}
+
+/// The caller's service: what its sidecar says, believed only within the namespace it has proved.
+fn source(peer: &Peer, request: &Request<Incoming>) -> String {
+    let claimed = request
+        .headers()
+        .get(&headers::SOURCE)
+        .and_then(|value| ServiceName::parse(value.to_str().ok()?).ok())
+        .filter(|name| Some(name.namespace()) == peer.id.namespace());
+    claimed.map_or_else(
+        || format!("{}.{}", peer.id.account().unwrap_or_default(), peer.id.namespace().unwrap_or_default()),
+        |name| name.to_string(),
+    )
+}
+
+/// The HTTP version the application is spoken to in: as declared, else the client's own.
+fn app_version(port: &ServedPort, head: &Parts) -> Version {
+    match port.protocol {
+        Protocol::Http1 => Version::HTTP_11,
+        Protocol::Http2 | Protocol::Grpc => Version::HTTP_2,
+        Protocol::Http if head.headers.get(&headers::VERSION).is_some_and(|version| version == "2") => {
+            Version::HTTP_2
+        }
+        Protocol::Http => Version::HTTP_11,
+    }
+}
+
+/// Makes the peer's head the application's.
+fn prepare(head: &mut Parts, peer: &Peer, record: &RequestRecord) {
+    let map = &mut head.headers;
+    headers::strip_mesh(map);
+    headers::strip_hop_by_hop(map);
+    // What the peer's application claimed about identities goes; what the peer proved comes.
+    map.insert(headers::CLIENT_CERT, peer.client_cert.clone());
+    record.trace.inject(map, record.parent_for_next_hop());
+}
+
+/// What the application answered, and how long it took.
+struct Answered {
+    response: Response<Incoming>,
+    lease: Lease,
+    processing: Duration,
+}
+
+/// Sends to the application and waits for the response head.
+async fn exchange(
+    shared: &Shared,
+    port: &ServedPort,
+    head: Parts,
+    replay: Option<&Replay>,
+    version: Version,
+) -> Result<Answered, ProxyError> {
+    let body = match replay {
+        None => Body::Empty,
+        // The first attempt always has a body.
+        Some(replay) => replay.attempt().map_or(Body::Empty, Body::Request),
+    };
+    let exchange = async {
+        match version {
+            Version::HTTP_2 => over_h2(port, h2_request(head, body)).await,
+            _ => over_h1(port, h1_request(head, body)?).await,
+        }
+    };
+    let limit = shared.config.timeouts.request;
+    let overdue = async {
+        let sent = match replay {
+            None => Instant::now(),
+            Some(replay) => replay.sent().await,
+        };
+        tokio::time::sleep_until((sent + limit).into()).await;
+    };
+    let result = tokio::select! {
+        result = exchange => result,
+        () = overdue => Err(ProxyError::AppTimeout(limit)),
+    };
+    match result {
+        Ok((response, lease, handed)) => {
+            // An application that answers before the whole request is there is timed from the head.
+            let from = replay.and_then(Replay::sent_at).map_or(handed, |sent| sent.max(handed));
+            Ok(Answered { response, lease, processing: from.elapsed() })
+        }
+        Err(error) => Err(match replay.and_then(Replay::failed) {
+            Some(Failed::Idle) => ProxyError::IdleTimeout(shared.config.timeouts.idle),
+            Some(Failed::Client) => ProxyError::ClientClosed,
+            None => error,
+        }),
+    }
+}
+
+/// Origin-form with `Host`, as RFC 9112 section 3.2.1 asks.
+fn h1_request(mut head: Parts, body: Body) -> Result<Request<Body>, ProxyError> {
+    if let Some(authority) = head.uri.authority() {
+        let host = HeaderValue::try_from(authority.as_str())
+            .map_err(|_| ProxyError::BadRequest("malformed authority"))?;
+        head.headers.insert(HOST, host);
+    }
+    head.uri =
+        head.uri.path_and_query().map_or_else(|| Uri::from_static("/"), |path| Uri::from(path.clone()));
+    head.version = Version::HTTP_11;
+    Ok(Request::from_parts(head, body))
+}
+
+fn h2_request(mut head: Parts, body: Body) -> Request<Body> {
+    head.headers.remove(HOST);
+    head.version = Version::HTTP_2;
+    Request::from_parts(head, body)
+}
+
+type Exchanged = (Response<Incoming>, Lease, Instant);
+
+async fn over_h1(port: &ServedPort, mut request: Request<Body>) -> Result<Exchanged, ProxyError> {
+    let address = port.app.address();
+    loop {
+        let (mut sender, reused) = match port.app.reuse().await {
+            Some(sender) => (sender, true),
+            None => (port.app.connect().await?, false),
+        };
+        let handed = Instant::now();
+        match sender.try_send_request(request).await {
+            Ok(response) => {
+                return Ok((response, Lease::Http1 { pool: port.app.clone(), sender }, handed));
+            }
+            Err(mut failed) => match failed.take_message() {
+                // The application closed an idle connection as we reached for it.
+                Some(unsent) if reused => request = unsent,
+                Some(_) => return Err(ProxyError::AppUnsent(address)),
+                None => return Err(ProxyError::AppReset { address, source: failed.into_error() }),
+            },
+        }
+    }
+}
+
+async fn over_h2(port: &ServedPort, mut request: Request<Body>) -> Result<Exchanged, ProxyError> {
+    let address = port.app.address();
+    loop {
+        let stream = port.app.stream().await?;
+        let reused = stream.connection().mark_used();
+        let handed = Instant::now();
+        match stream.connection().sender().try_send_request(request).await {
+            Ok(response) => return Ok((response, Lease::H2(stream), handed)),
+            Err(mut failed) => {
+                stream.connection().close();
+                match failed.take_message() {
+                    Some(unsent) if reused => request = unsent,
+                    Some(_) => return Err(ProxyError::AppUnsent(address)),
+                    None => return Err(ProxyError::AppReset { address, source: failed.into_error() }),
+                }
+            }
+        }
+    }
+}
+
+/// Passes the response on with its processing time; the record is finished by its body.
+fn respond(shared: &Shared, answered: Answered, mut record: RequestRecord) -> Response<Body> {
+    let Answered { response, lease, processing } = answered;
+    let (mut head, upstream) = response.into_parts();
+    head.version = Version::default();
+    record.responded(head.status);
+    record.processed(processing);
+    record.grpc_status(&head.headers);
+    headers::strip_mesh(&mut head.headers);
+    headers::strip_hop_by_hop(&mut head.headers);
+    head.headers.insert(
+        headers::PROCESSING,
+        HeaderValue::from(u64::try_from(processing.as_micros()).unwrap_or(u64::MAX)),
+    );
+    let body = ResponseBody::new(upstream, record, shared.config.timeouts.idle, None, Some(lease));
+    Response::from_parts(head, Body::Response(Box::new(body)))
+}

@@ -1,0 +1,131 @@
+//! The peers' side: calls of other sidecars come in here over mutual TLS and leave for the
+//! application.
+
+pub mod handle;
+pub mod served;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderValue;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use outrigger_common::identity::SpiffeId;
+use outrigger_common::mtls;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use self::served::ServedPort;
+use crate::http::exec::Executor;
+use crate::shared::Shared;
+use crate::telemetry::metrics::Direction;
+
+/// Longest handshake: a peer that connects and says nothing must not hold a permit.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Concurrent requests a peer may send on one connection; its own limit is lower.
+const STREAMS: u32 = 250;
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+
+/// A peer that proved who it is, and the port it asked for.
+#[derive(Debug)]
+pub struct Peer {
+    /// From its certificate.
+    pub id: SpiffeId,
+    /// For the application: whose call it is.
+    pub client_cert: HeaderValue,
+    /// The port named by SNI, if this sidecar serves it.
+    pub port: Option<Arc<ServedPort>>,
+    /// What SNI said.
+    pub asked: String,
+}
+
+/// Serves one connection of another sidecar until it ends or the drain has let its last request
+/// finish. Whoever cannot prove an identity of this mesh gets no byte of HTTP.
+pub async fn serve(shared: Arc<Shared>, stream: TcpStream) {
+    let Some(tls) = shared.tls.load_full() else { return };
+    let accepting = TlsAcceptor::from(tls.server.clone()).accept(stream);
+    let accepted = match tokio::time::timeout(HANDSHAKE_TIMEOUT, accepting).await {
+        Ok(Ok(stream)) => peer(&shared, &stream).map(|peer| (stream, peer)),
+        Ok(Err(error)) => Err(("failed", error.to_string())),
+        Err(_) => Err(("timeout", "no handshake within 5s".to_owned())),
+    };
+    let (stream, peer) = match accepted {
+        Ok(accepted) => accepted,
+        Err((result, error)) => {
+            shared.metrics.handshake(Direction::Inbound, result);
+            tracing::debug!(error, "peer refused");
+            return;
+        }
+    };
+    shared.metrics.handshake(Direction::Inbound, "ok");
+    let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let result =
+        if h2 { serve_h2(&shared, stream, peer).await } else { serve_h1(&shared, stream, peer).await };
+    if let Err(error) = result {
+        tracing::debug!(%error, "connection of a peer ended");
+    }
+}
+
+fn peer(shared: &Shared, stream: &TlsStream<TcpStream>) -> Result<Arc<Peer>, (&'static str, String)> {
+    let tls = stream.get_ref().1;
+    let refuse = |why: String| ("identity_mismatch", why);
+    let id = mtls::peer_id(tls.peer_certificates().unwrap_or_default())
+        .map_err(|error| refuse(error.to_string()))?;
+    let own = shared.caller.get().ok_or_else(|| refuse("no identity of our own yet".to_owned()))?;
+    if id.namespace().is_none() {
+        return Err(refuse(format!("{id} does not call services")));
+    }
+    let asked = tls.server_name().unwrap_or_default().to_owned();
+    let port = shared.served.get().and_then(|served| served.find(&asked));
+    let client_cert = HeaderValue::try_from(format!("By={};URI={id}", own.id))
+        .map_err(|error| refuse(error.to_string()))?;
+    Ok(Arc::new(Peer { id, client_cert, port, asked }))
+}
+
+async fn serve_h2(shared: &Arc<Shared>, stream: TlsStream<TcpStream>, peer: Arc<Peer>) -> hyper::Result<()> {
+    let mut builder = http2::Builder::new(Executor(shared.tasks.clone()));
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(u32::try_from(shared.config.limits.header_bytes).unwrap_or(u32::MAX))
+        .keep_alive_interval(Duration::from_secs(30));
+    let service = service_fn(|request| {
+        let (shared, peer) = (shared.clone(), peer.clone());
+        async move { Ok::<_, Infallible>(handle::handle(&shared, &peer, request).await) }
+    });
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    tokio::select! {
+        result = connection.as_mut() => result,
+        () = shared.inbound_drain.signalled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    }
+}
+
+async fn serve_h1(shared: &Arc<Shared>, stream: TlsStream<TcpStream>, peer: Arc<Peer>) -> hyper::Result<()> {
+    let service = service_fn(|request| {
+        let (shared, peer) = (shared.clone(), peer.clone());
+        async move { Ok::<_, Infallible>(handle::handle(&shared, &peer, request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(shared.config.timeouts.idle)
+        .max_buf_size(shared.config.limits.header_bytes)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    tokio::select! {
+        result = connection.as_mut() => result,
+        () = shared.inbound_drain.signalled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! Connections kept for reuse: to other sidecars ([`mesh`]) and to the application ([`app`]).
+
+pub mod app;
+pub mod h2;
+pub mod mesh;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::client::conn::http1;
+
+use crate::http::body::Body;
+
+/// A connection in use by one request; give it back after the response's last byte. Dropped instead,
+/// an HTTP/1.1 connection is closed, for its next bytes belong to the response nobody read.
+#[derive(Debug)]
+pub enum Lease {
+    /// A whole connection.
+    Http1 {
+        /// Where it goes back to.
+        pool: Arc<app::AppPool>,
+        /// The connection.
+        sender: http1::SendRequest<Body>,
+    },
+    /// A stream of a shared connection.
+    H2(h2::StreamGuard),
+}
+
+impl Lease {
+    /// The response is complete.
+    pub fn give_back(self) {
+        match self {
+            Self::Http1 { pool, sender } => pool.give_back(sender),
+            Self::H2(stream) => drop(stream),
+        }
+    }
+}
+
+/// `age` less up to a fifth at random, so that connections made together do not end together.
+fn jittered(age: Duration) -> Duration {
+    age.mul_f64(1.0 - 0.2 * fastrand::f64())
+}

@@ -1,0 +1,101 @@
+//! What every connection of this sidecar shares.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+
+use arc_swap::ArcSwapOption;
+use http::HeaderValue;
+use outrigger_common::drain::Drain;
+use outrigger_common::identity::SpiffeId;
+use outrigger_common::mtls::{self, ClientAuth, IdentityError, Svid};
+use outrigger_common::name::ServiceName;
+use outrigger_common::tasks::Tasks;
+use rustls::{ClientConfig, ServerConfig};
+
+use crate::config::Config;
+use crate::control::directory::Directory;
+use crate::inbound::served::ServedPorts;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::spans::SpanSink;
+
+/// The one `Arc` every connection gets.
+#[derive(Debug)]
+pub struct Shared {
+    /// The checked configuration.
+    pub config: Config,
+    /// Where the sidecar itself listens.
+    pub own: OwnAddresses,
+    /// Services, as the registry tells of them.
+    pub directory: Directory,
+    /// TLS with the current certificate; none before the first.
+    pub tls: ArcSwapOption<TlsConfigs>,
+    /// The current identity; none before the first.
+    pub svid: Arc<ArcSwapOption<Svid>>,
+    /// Who this workload is; set with the first certificate, and the same from then on.
+    pub caller: OnceLock<Caller>,
+    /// What the application serves; set with [`Shared::caller`].
+    pub served: OnceLock<ServedPorts>,
+    /// Metric families.
+    pub metrics: Arc<Metrics>,
+    /// Where spans of sampled requests go.
+    pub spans: SpanSink,
+    /// Spawns on the data plane.
+    pub tasks: Tasks,
+    /// Heard by the mesh listener and its connections.
+    pub inbound_drain: Drain,
+    /// Heard, later, by the outbound listener and its connections.
+    pub outbound_drain: Drain,
+}
+
+/// The three listeners' addresses.
+#[derive(Debug, Clone, Copy)]
+pub struct OwnAddresses {
+    /// The application's side.
+    pub outbound: SocketAddr,
+    /// The peers' side.
+    pub mesh: SocketAddr,
+    /// The operator's side.
+    pub admin: SocketAddr,
+}
+
+impl OwnAddresses {
+    /// Whether an address of this machine with `port` is one of the sidecar's own.
+    pub fn has_port(&self, port: u16) -> bool {
+        [self.outbound, self.mesh, self.admin].iter().any(|own| own.port() == port)
+    }
+}
+
+/// TLS configurations made of one certificate.
+#[derive(Debug)]
+pub struct TlsConfigs {
+    /// Towards other sidecars.
+    pub client: Arc<ClientConfig>,
+    /// For other sidecars.
+    pub server: Arc<ServerConfig>,
+}
+
+impl TlsConfigs {
+    /// Builds both sides.
+    ///
+    /// # Errors
+    /// When the identity cannot be used for TLS.
+    pub fn new(svid: &Svid) -> Result<Self, IdentityError> {
+        Ok(Self {
+            client: mtls::client_config(svid, &[b"h2"])?,
+            server: mtls::server_config(svid, ClientAuth::Required, &[b"h2", b"http/1.1"])?,
+        })
+    }
+}
+
+/// Who this workload is towards others.
+#[derive(Debug)]
+pub struct Caller {
+    /// Its namespace: what a bare service name refers to.
+    pub namespace: String,
+    /// `name.namespace` of its first service, else of its account: the source of its calls.
+    pub source: ServiceName,
+    /// The same, ready for a header.
+    pub source_header: HeaderValue,
+    /// Its identity.
+    pub id: SpiffeId,
+}

@@ -1,0 +1,589 @@
+//! The metric families of `docs/metrics.md`, and the handles of each edge resolved ahead.
+//!
+//! An *edge* is a pair of source and destination in one direction. Its handles are looked up when a
+//! snapshot is built or the edge is first seen, never by label on the request path. The number of
+//! edges is bounded: past the bound they share one edge labelled `overflow`.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry,
+};
+
+use crate::reason::Reason;
+
+/// Upper bounds in seconds, seven a decade from 100 us to 60 s: neighbouring bounds differ by at
+/// most half, so a quantile read from them is off by less than that.
+const BUCKETS: [f64; 41] = [
+    0.0001, 0.00015, 0.0002, 0.0003, 0.0004, 0.0005, 0.0007, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.005,
+    0.007, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0,
+    4.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0,
+];
+/// Combinations of status, protocol and reason an edge may have before they share one.
+const MAX_OUTCOMES: usize = 64;
+const OVERFLOW: &str = "overflow";
+const EDGE: [&str; 3] = ["direction", "source", "destination"];
+
+/// Which side of an edge this sidecar is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// Beside the server.
+    Inbound,
+    /// Beside the client.
+    Outbound,
+}
+
+impl Direction {
+    /// The label's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Inbound => "inbound",
+            Self::Outbound => "outbound",
+        }
+    }
+}
+
+/// How a request was spoken, for the label `protocol`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum WireProtocol {
+    /// HTTP/1.x.
+    Http1,
+    /// HTTP/2.
+    H2,
+    /// gRPC.
+    Grpc,
+}
+
+impl WireProtocol {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Http1 => "http1",
+            Self::H2 => "h2",
+            Self::Grpc => "grpc",
+        }
+    }
+}
+
+/// The class of an outcome, for the label `status_class`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StatusClass {
+    /// 1xx and 2xx.
+    Success,
+    /// 3xx.
+    Redirection,
+    /// 4xx.
+    ClientError,
+    /// 5xx.
+    ServerError,
+    /// No whole response, or a gRPC status that means failure.
+    Error,
+}
+
+impl StatusClass {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Success => "2xx",
+            Self::Redirection => "3xx",
+            Self::ClientError => "4xx",
+            Self::ServerError => "5xx",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// Why an attempt was repeated, for the label `reason` of retries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RetryReason {
+    /// Certainly never reached the application.
+    Undelivered,
+    /// The connection broke, and the request may be repeated.
+    Reset,
+    /// The endpoint's sidecar reported that its application broke the connection.
+    AppReset,
+}
+
+impl RetryReason {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Undelivered => "undelivered",
+            Self::Reset => "reset",
+            Self::AppReset => "app_reset",
+        }
+    }
+}
+
+/// What became of a wish to retry, for the label `outcome`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RetryOutcome {
+    /// Another attempt was made.
+    Sent,
+    /// The body was no longer at hand, or the request may not be repeated.
+    NotReplayable,
+}
+
+impl RetryOutcome {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::NotReplayable => "not_replayable",
+        }
+    }
+}
+
+/// The labels of `mesh_requests_total` that differ from request to request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Outcome {
+    /// How it was spoken.
+    pub protocol: WireProtocol,
+    /// Status code sent to the client; 0 when none was.
+    pub status: u16,
+    /// gRPC status, when there was one.
+    pub grpc_status: Option<u8>,
+    /// Whether the hop between the sidecars was mutual TLS.
+    pub mutual_tls: bool,
+    /// Why the mesh answered, if it did.
+    pub reason: Option<Reason>,
+}
+
+/// All families of one sidecar.
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    duration: HistogramVec,
+    processing: HistogramVec,
+    transmit: HistogramVec,
+    queue: HistogramVec,
+    in_flight: IntGaugeVec,
+    request_bytes: IntCounterVec,
+    response_bytes: IntCounterVec,
+    retries: IntCounterVec,
+    breaker_transitions: IntCounterVec,
+    /// Endpoints ejected now; set at each scrape.
+    pub breaker_open: IntGauge,
+    handshakes: IntCounterVec,
+    /// Unix time at which the certificate expires.
+    pub certificate_expiry: Gauge,
+    /// Revision of the registry's state in force.
+    pub snapshot_version: IntGauge,
+    /// Seconds since the registry last confirmed the snapshot; set at each scrape.
+    pub snapshot_age: Gauge,
+    /// 1 while the watch stream is up.
+    pub registry_connected: IntGauge,
+    /// Spans handed to the collector.
+    pub spans_exported: IntCounter,
+    spans_dropped: IntCounterVec,
+    folded: IntCounter,
+    edges: Mutex<HashMap<EdgeKey, Arc<Edge>>>,
+    max_edges: usize,
+}
+
+#[derive(PartialEq, Eq, Hash, Clone)]
+struct EdgeKey {
+    direction: Direction,
+    source: Box<str>,
+    destination: Box<str>,
+    route: Box<str>,
+}
+
+impl Metrics {
+    /// Registers every family.
+    ///
+    /// # Panics
+    /// Never: names and labels are constants, checked by a test.
+    pub fn new(max_edges: usize) -> Self {
+        let registry = Registry::new();
+        let with = |labels: &[&'static str]| [EDGE.as_slice(), labels].concat();
+        let counters = |name: &str, help: &str, labels: &[&'static str]| {
+            register(&registry, IntCounterVec::new(Opts::new(name, help), labels))
+        };
+        let histograms = |name: &str, help: &str, labels: &[&'static str]| {
+            let options = HistogramOpts::new(name, help).buckets(BUCKETS.to_vec());
+            register(&registry, HistogramVec::new(options, &with(labels)))
+        };
+        let gauge = |name: &str, help: &str| register(&registry, Gauge::new(name, help));
+        let int_gauge = |name: &str, help: &str| register(&registry, IntGauge::new(name, help));
+        Self {
+            requests: counters(
+                "mesh_requests_total",
+                "Requests completed.",
+                &with(&["route", "protocol", "status", "grpc_status", "tls", "reason"]),
+            ),
+            duration: histograms(
+                "mesh_request_duration_seconds",
+                "From the request head read to the last response byte handed on.",
+                &["route", "status_class"],
+            ),
+            processing: histograms(
+                "mesh_request_processing_seconds",
+                "Time in the application: from the last request byte handed over to the response head, as the server's sidecar reports it.",
+                &["route"],
+            ),
+            transmit: histograms(
+                "mesh_request_transmit_seconds",
+                "Duration minus processing: wire, both sidecars, queues, earlier attempts.",
+                &["route"],
+            ),
+            queue: histograms("mesh_request_queue_seconds", "Waiting for a connection.", &[]),
+            in_flight: register(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new("mesh_requests_in_flight", "Requests begun and not ended."),
+                    &EDGE,
+                ),
+            ),
+            request_bytes: counters("mesh_request_body_bytes_total", "Bytes of request bodies.", &EDGE),
+            response_bytes: counters("mesh_response_body_bytes_total", "Bytes of response bodies.", &EDGE),
+            retries: counters(
+                "mesh_retries_total",
+                "Attempts that failed and could be repeated.",
+                &with(&["reason", "outcome"]),
+            ),
+            breaker_transitions: counters(
+                "mesh_circuit_breaker_transitions_total",
+                "Endpoints ejected (open) and returned (closed).",
+                &["to"],
+            ),
+            breaker_open: int_gauge("mesh_circuit_breaker_open", "Endpoints ejected now."),
+            handshakes: counters(
+                "mesh_tls_handshakes_total",
+                "TLS handshakes with other sidecars.",
+                &["direction", "result"],
+            ),
+            certificate_expiry: gauge(
+                "mesh_certificate_expiry_timestamp_seconds",
+                "When this sidecar's certificate expires, Unix time.",
+            ),
+            snapshot_version: int_gauge(
+                "mesh_snapshot_version",
+                "Revision of the registry's state in force.",
+            ),
+            snapshot_age: gauge(
+                "mesh_snapshot_age_seconds",
+                "Time since the registry last confirmed the snapshot.",
+            ),
+            registry_connected: int_gauge(
+                "mesh_registry_connected",
+                "1 while the watch stream to the registry is up.",
+            ),
+            spans_exported: register(
+                &registry,
+                IntCounter::new("mesh_spans_exported_total", "Spans a collector accepted."),
+            ),
+            spans_dropped: counters(
+                "mesh_spans_dropped_total",
+                "Spans lost: queue_full or export_failed.",
+                &["reason"],
+            ),
+            folded: register(
+                &registry,
+                IntCounter::new(
+                    "mesh_metrics_folded_total",
+                    "Requests counted under an overflow label for want of room.",
+                ),
+            ),
+            edges: Mutex::new(HashMap::new()),
+            max_edges,
+            registry,
+        }
+    }
+
+    /// The handles of one edge and route; made at first use.
+    pub fn edge(
+        self: &Arc<Self>,
+        direction: Direction,
+        source: &str,
+        destination: &str,
+        route: &str,
+    ) -> Arc<Edge> {
+        let key = EdgeKey {
+            direction,
+            source: source.into(),
+            destination: destination.into(),
+            route: route.into(),
+        };
+        let mut edges = self.edges.lock().expect("no holder of this lock panics");
+        if let Some(edge) = edges.get(&key) {
+            return edge.clone();
+        }
+        let folded = edges.len() >= self.max_edges;
+        let (source, destination, route) =
+            if folded { (OVERFLOW, OVERFLOW, OVERFLOW) } else { (source, destination, route) };
+        let edge = Arc::new(Edge::new(self, direction, source, destination, route, folded));
+        if folded {
+            let key = EdgeKey {
+                direction,
+                source: source.into(),
+                destination: destination.into(),
+                route: route.into(),
+            };
+            return edges.entry(key).or_insert(edge).clone();
+        }
+        edges.insert(key, edge.clone());
+        edge
+    }
+
+    /// Counts a handshake. `result` is `ok`, `failed`, `identity_mismatch` or `timeout`.
+    pub fn handshake(&self, direction: Direction, result: &str) {
+        self.handshakes.with_label_values(&[direction.as_str(), result]).inc();
+    }
+
+    /// Counts endpoints set aside and taken back.
+    pub fn breaker_transition(&self, to: &str) {
+        self.breaker_transitions.with_label_values(&[to]).inc();
+    }
+
+    /// Counts spans that no collector will see.
+    pub fn spans_lost(&self, reason: &str, count: usize) {
+        self.spans_dropped.with_label_values(&[reason]).inc_by(u64::try_from(count).unwrap_or(u64::MAX));
+    }
+
+    /// Requests begun and not ended, over all edges.
+    pub fn in_flight_total(&self) -> i64 {
+        let edges = self.edges.lock().expect("no holder of this lock panics");
+        // Edges of several routes share one gauge: the largest stands for all of them.
+        let mut by_pair: HashMap<(Direction, &str, &str), i64> = HashMap::new();
+        for edge in edges.values() {
+            by_pair.insert((edge.direction, &edge.source, &edge.destination), edge.in_flight.get());
+        }
+        by_pair.values().sum()
+    }
+
+    /// Everything in the Prometheus text form.
+    pub fn text(&self) -> String {
+        prometheus::TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+    }
+
+    /// Names of all families, for the documentation's test.
+    pub fn touch_all_for_documentation(self: &Arc<Self>) -> Vec<String> {
+        let edge = self.edge(Direction::Outbound, "a", "b", "c");
+        let outcome = Outcome {
+            protocol: WireProtocol::Http1,
+            status: 200,
+            grpc_status: None,
+            mutual_tls: true,
+            reason: None,
+        };
+        edge.count(outcome);
+        edge.duration(StatusClass::Success).observe(0.0);
+        edge.retry(RetryReason::Reset, RetryOutcome::Sent);
+        self.handshake(Direction::Inbound, "ok");
+        self.breaker_transition("open");
+        self.spans_lost("queue_full", 0);
+        self.registry.gather().iter().map(|family| family.name().to_owned()).collect()
+    }
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Metrics")
+    }
+}
+
+fn register<C: prometheus::core::Collector + Clone + 'static>(
+    registry: &Registry,
+    family: prometheus::Result<C>,
+) -> C {
+    let family = family.expect("metric names and labels are valid constants");
+    registry.register(Box::new(family.clone())).expect("each family is registered once");
+    family
+}
+
+/// The handles of one edge and route.
+pub struct Edge {
+    metrics: Arc<Metrics>,
+    direction: Direction,
+    source: Box<str>,
+    destination: Box<str>,
+    route: Box<str>,
+    folded: bool,
+    duration: [OnceLock<Histogram>; 5],
+    /// Time in the application.
+    pub processing: Histogram,
+    /// Everything else.
+    pub transmit: Histogram,
+    /// Waiting for a connection.
+    pub queue: Histogram,
+    /// Begun and not ended.
+    pub in_flight: IntGauge,
+    /// Bytes of request bodies.
+    pub request_bytes: IntCounter,
+    /// Bytes of response bodies.
+    pub response_bytes: IntCounter,
+    outcomes: Mutex<Vec<(Outcome, IntCounter)>>,
+}
+
+impl Edge {
+    fn new(
+        metrics: &Arc<Metrics>,
+        direction: Direction,
+        source: &str,
+        destination: &str,
+        route: &str,
+        folded: bool,
+    ) -> Self {
+        let edge = [direction.as_str(), source, destination];
+        let with_route = [direction.as_str(), source, destination, route];
+        Self {
+            duration: Default::default(),
+            processing: metrics.processing.with_label_values(&with_route),
+            transmit: metrics.transmit.with_label_values(&with_route),
+            queue: metrics.queue.with_label_values(&edge),
+            in_flight: metrics.in_flight.with_label_values(&edge),
+            request_bytes: metrics.request_bytes.with_label_values(&edge),
+            response_bytes: metrics.response_bytes.with_label_values(&edge),
+            outcomes: Mutex::new(Vec::new()),
+            metrics: metrics.clone(),
+            direction,
+            source: source.into(),
+            destination: destination.into(),
+            route: route.into(),
+            folded,
+        }
+    }
+
+    /// Which side this sidecar is.
+    pub fn direction(&self) -> Direction {
+        self.direction
+    }
+
+    /// The callee, `name.namespace`.
+    pub fn destination(&self) -> &str {
+        &self.destination
+    }
+
+    /// Counts one completed request.
+    pub fn count(&self, outcome: Outcome) {
+        if self.folded {
+            self.metrics.folded.inc();
+        }
+        let mut outcomes = self.outcomes.lock().expect("no holder of this lock panics");
+        // A handful of combinations: a scan beats hashing.
+        if let Some((_, counter)) = outcomes.iter().find(|(known, _)| *known == outcome) {
+            counter.inc();
+            return;
+        }
+        if outcomes.len() >= MAX_OUTCOMES {
+            self.metrics.folded.inc();
+            self.counter(outcome.protocol.as_str(), OVERFLOW, "", outcome.mutual_tls, "").inc();
+            return;
+        }
+        let grpc = outcome.grpc_status.map(|status| status.to_string()).unwrap_or_default();
+        let reason = outcome.reason.map_or("", Reason::as_str);
+        let counter = self.counter(
+            outcome.protocol.as_str(),
+            &outcome.status.to_string(),
+            &grpc,
+            outcome.mutual_tls,
+            reason,
+        );
+        counter.inc();
+        outcomes.push((outcome, counter));
+    }
+
+    fn counter(
+        &self,
+        protocol: &str,
+        status: &str,
+        grpc_status: &str,
+        mutual_tls: bool,
+        reason: &str,
+    ) -> IntCounter {
+        let tls = if mutual_tls { "mutual" } else { "none" };
+        let direction = self.direction.as_str();
+        let labels = [
+            direction,
+            &self.source,
+            &self.destination,
+            &self.route,
+            protocol,
+            status,
+            grpc_status,
+            tls,
+            reason,
+        ];
+        self.metrics.requests.with_label_values(&labels)
+    }
+
+    /// The duration's histogram of a class; a class nobody saw has no series.
+    pub fn duration(&self, class: StatusClass) -> &Histogram {
+        self.duration[class as usize].get_or_init(|| {
+            let labels =
+                [self.direction.as_str(), &self.source, &self.destination, &self.route, class.as_str()];
+            self.metrics.duration.with_label_values(&labels)
+        })
+    }
+
+    /// Counts a failed attempt that could be repeated. Rare, so looked up by label.
+    pub fn retry(&self, reason: RetryReason, outcome: RetryOutcome) {
+        let labels =
+            [self.direction.as_str(), &self.source, &self.destination, reason.as_str(), outcome.as_str()];
+        self.metrics.retries.with_label_values(&labels).inc();
+    }
+}
+
+impl std::fmt::Debug for Edge {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}->{} {}", self.direction.as_str(), self.source, self.destination, self.route)
+    }
+}
+
+/// Seconds as Prometheus counts them.
+pub fn seconds(duration: Duration) -> f64 {
+    duration.as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(status: u16) -> Outcome {
+        Outcome { protocol: WireProtocol::Http1, status, grpc_status: None, mutual_tls: true, reason: None }
+    }
+
+    #[test]
+    fn edges_past_the_bound_share_one_and_are_counted() {
+        let metrics = Arc::new(Metrics::new(1));
+        metrics.edge(Direction::Outbound, "a.x", "b.x", "default").count(outcome(200));
+        for name in ["c.x", "d.x"] {
+            metrics.edge(Direction::Outbound, "a.x", name, "default").count(outcome(200));
+        }
+        let text = metrics.text();
+        assert!(text.contains("destination=\"b.x\"") && text.contains("destination=\"overflow\""));
+        assert!(!text.contains("c.x") && !text.contains("d.x"), "{text}");
+        assert!(text.contains("mesh_metrics_folded_total 2"), "{text}");
+    }
+
+    #[test]
+    fn outcomes_of_an_edge_are_bounded() {
+        let metrics = Arc::new(Metrics::new(10));
+        let edge = metrics.edge(Direction::Inbound, "a.x", "b.x", "default");
+        for status in 100..600 {
+            edge.count(outcome(status));
+        }
+        let series = metrics.text().lines().filter(|line| line.starts_with("mesh_requests_total{")).count();
+        assert_eq!(series, MAX_OUTCOMES + 1);
+    }
+
+    #[test]
+    fn buckets_rise_and_are_dense() {
+        assert!(BUCKETS.windows(2).all(|pair| pair[0] < pair[1] && pair[1] / pair[0] <= 1.51));
+    }
+
+    #[test]
+    fn the_catalogue_names_every_family() {
+        let catalogue = include_str!("../../../docs/metrics.md");
+        for name in Arc::new(Metrics::new(10)).touch_all_for_documentation() {
+            assert!(catalogue.contains(&format!("`{name}`")), "docs/metrics.md lacks {name}");
+        }
+        for reason in Reason::ALL {
+            assert!(
+                catalogue.contains(&format!("`{}`", reason.as_str())),
+                "docs/metrics.md lacks the reason {}",
+                reason.as_str()
+            );
+        }
+    }
+}
