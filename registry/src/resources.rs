@@ -52,8 +52,9 @@ impl Resources {
             if !seen.insert((&resource.kind, &resource.namespace, &resource.name)) {
                 return Err(invalid(resource, "it appears twice"));
             }
+            let target = target(resource)?;
             let written = if request.delete { None } else { Some(parse(resource)?) };
-            targets.push((target(resource)?, written));
+            targets.push((target, written));
         }
         for _ in 0..ATTEMPTS {
             let (txn, outcomes) = self.transaction(&targets).await?;

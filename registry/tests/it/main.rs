@@ -1,1 +1,12 @@
-//! Integration tests.
+//! The registry as its clients meet it: real sockets, real TLS, real files, and the real process.
+
+#![allow(clippy::unwrap_used)] // clippy knows tests by their attribute, not the harness they share.
+
+mod admin;
+mod harness;
+mod http;
+mod identity;
+mod process;
+mod registration;
+mod startup;
+mod stream;
