@@ -138,7 +138,8 @@ impl Proxy {
         let Self { data, control, shared, status, listeners, wanted, spans, batching, drains } = self;
         let (joined, identity) = oneshot::channel();
         let (finished, ended) = oneshot::channel();
-        let link = Link::new(&shared.config.registry, Trust::Svid(shared.svid.clone()));
+        // A channel belongs to the runtime it is made in.
+        let link = control.block_on(async { Link::new(&shared.config.registry, Trust::Svid(shared.svid.clone())) });
         let link =
             link.map_err(|source| Error::Registry { address: shared.config.registry.clone(), source })?;
         let controller =

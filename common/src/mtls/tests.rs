@@ -122,7 +122,8 @@ fn the_rules_of_svids_are_enforced() {
     let ca = Ca::new();
     let id = |uris: &[&str], change: fn(&mut CertificateParams)| peer_id(&[ca.leaf(uris, change).0]);
     assert_eq!(id(&[ORDERS], |_| ()).unwrap().to_string(), ORDERS);
-    let refused: [(&str, &[&str], fn(&mut CertificateParams)); 6] = [
+    type Case = (&'static str, &'static [&'static str], fn(&mut CertificateParams));
+    let refused: [Case; 6] = [
         ("no URI", &[], |_| ()),
         ("two URIs", &[ORDERS, REGISTRY], |_| ()),
         ("a foreign path", &["spiffe://mesh.local/workload"], |_| ()),
