@@ -113,6 +113,12 @@ impl Disk {
         written
     }
 
+    /// Behaves as after a failed write.
+    #[cfg(test)]
+    pub(super) fn fail(&mut self) {
+        self.database = None;
+    }
+
     /// Opens the file again after a failure; returns what it holds when it had to.
     pub(super) fn reopen(&mut self) -> Result<Option<Loaded>, OpenError> {
         if self.database.is_some() {

@@ -319,3 +319,68 @@ impl Stage {
         self.staged.push(Staged { revision: self.revision, changes, ends, reply });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+    use crate::store::redb::RedbStore;
+
+    /// A store whose thread has ended, and a writer in its place that the test drives by hand.
+    async fn by_hand(dir: &std::path::Path) -> (RedbStore, Writer) {
+        let metrics = Metrics::new();
+        let store = RedbStore::open(dir, &metrics).unwrap();
+        let mut txn = Txn::default();
+        txn.put("a", "1");
+        store.commit(txn).await.unwrap();
+        store.close();
+        let (disk, _) = Disk::open(dir).unwrap();
+        let writer = Writer::new(store.shared.clone(), disk, &metrics);
+        (store, writer)
+    }
+
+    fn put(writer: &mut Writer, key: &str) -> Result<Revision, StoreError> {
+        let (reply, mut answer) = oneshot::channel();
+        let mut txn = Txn::default();
+        txn.put(key, "2");
+        let places = Arc::new(tokio::sync::Semaphore::new(1));
+        let _place = places.try_acquire_owned().unwrap();
+        let stage = writer.stage(vec![Command { work: Work::Commit(txn, reply), _place }]);
+        writer.write(stage);
+        answer.try_recv().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_failed_write_loses_nothing_and_the_next_one_opens_the_file_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, mut writer) = by_hand(dir.path()).await;
+        writer.disk.fail();
+        let error = put(&mut writer, "b").unwrap_err();
+        assert!(error.to_string().contains("registry.redb cannot be written"), "{error}");
+        assert_eq!(writer.errors.get(), 1);
+        assert!(store.entry("b").await.unwrap().is_none() && store.entry("a").await.unwrap().is_some());
+        writer.recover().unwrap();
+        assert_eq!(put(&mut writer, "b"), Ok(2));
+        assert!(store.entry("b").await.unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_write_that_failed_but_reached_the_disk_is_found_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, mut writer) = by_hand(dir.path()).await;
+        let mut watch = store.watch(2).await.unwrap();
+        let entry = Entry { key: "c".into(), value: "3".into(), revision: 2, lease: None };
+        let change = Change { key: "c".into(), before: None, after: Some(entry) };
+        let batch = Batch { revision: 2, changes: vec![&change], attached: vec![], ended: vec![] };
+        writer.disk.write(&batch).unwrap();
+        writer.disk.fail();
+        writer.recover().unwrap();
+        assert_eq!(store.range("", None).await.unwrap().revision, 2);
+        assert!(store.entry("c").await.unwrap().is_some());
+        assert!(
+            matches!(watch.next().await, Err(StoreError::Compacted { .. })),
+            "watchers read everything again"
+        );
+        assert_eq!(put(&mut writer, "d"), Ok(3));
+    }
+}
