@@ -1,0 +1,173 @@
+//! `outrigger get`: resources and what runs, as a table, as JSON or as YAML.
+
+use outrigger_api::v1::{GetRequest, Resource};
+use serde_json::Value;
+
+use crate::admin::Admin;
+use crate::args::{GetArgs, Kind, ListOutput};
+use crate::failure::Failure;
+use crate::output;
+
+pub(super) async fn run(args: &GetArgs) -> Result<(), Failure> {
+    let admin = Admin::new(&args.connection.registry, &args.connection.identity)?;
+    let (namespace, name) = place(args);
+    let request = GetRequest { kind: kind(args.kind).to_owned(), namespace, name };
+    let resources = admin.get(request).await?;
+    let values = resources.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+    match args.output {
+        ListOutput::Json => output::print_json(&values)?,
+        ListOutput::Yaml => {
+            for value in &values {
+                let yaml = serde_saphyr::to_string(value)
+                    .map_err(|error| Failure::job(format!("cannot write YAML: {error}")))?;
+                output::print(&format!("---\n{}\n", yaml.trim_end()))?;
+            }
+        }
+        ListOutput::Table if resources.is_empty() => output::say("Nothing there."),
+        ListOutput::Table => output::print(&table(args.kind, &resources, &values))?,
+    }
+    Ok(())
+}
+
+/// Namespace and name asked for; `orders.shop` says both.
+fn place(args: &GetArgs) -> (String, String) {
+    let (namespace, name) = (args.namespace.clone(), args.name.clone().unwrap_or_default());
+    match (namespace, name.split_once('.')) {
+        (None, Some((label, namespace))) if args.kind == Kind::Services => {
+            (namespace.to_owned(), label.to_owned())
+        }
+        (namespace, _) => (namespace.unwrap_or_default(), name),
+    }
+}
+
+fn kind(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Services => "Service",
+        Kind::Meshconfig => "MeshConfig",
+        Kind::Workloads => "Workload",
+        Kind::Tokens => "Token",
+    }
+}
+
+fn parse(resource: &Resource) -> Result<Value, Failure> {
+    serde_json::from_str(&resource.json).map_err(|error| {
+        let Resource { kind, name, .. } = resource;
+        Failure::job(format!(
+            "the registry's answer for {kind} {name} is not JSON ({error}); is it of another release?"
+        ))
+    })
+}
+
+fn table(kind: Kind, resources: &[Resource], values: &[Value]) -> String {
+    let heading: &[&str] = match kind {
+        Kind::Services => &["NAMESPACE", "NAME", "PORTS"],
+        Kind::Meshconfig => &["NAME", "TRACE SAMPLING"],
+        Kind::Workloads => &["NAMESPACE", "ID", "ADDRESS", "SERVES", "LAST HEARD"],
+        Kind::Tokens => &["NAMESPACE", "ID", "ACCOUNT", "SERVICES", "USE"],
+    };
+    let mut rows = vec![heading.iter().map(|&cell| cell.to_owned()).collect()];
+    rows.extend(resources.iter().zip(values).map(|(resource, value)| row(kind, resource, value)));
+    output::columns(&rows)
+}
+
+fn row(kind: Kind, resource: &Resource, value: &Value) -> Vec<String> {
+    let Resource { namespace, name, .. } = resource;
+    match kind {
+        Kind::Services => vec![namespace.clone(), name.clone(), list(&value["spec"]["ports"], port)],
+        Kind::Meshconfig => vec![name.clone(), text(&value["spec"]["tracing"]["samplingRatio"])],
+        Kind::Workloads => {
+            let address = format!("{}:{}", text(&value["address"]), text(&value["mesh_port"]));
+            let heard = value["lease_age_ms"]
+                .as_u64()
+                .map_or("-".to_owned(), |ms| format!("{:.1} s ago", seconds(ms)));
+            vec![namespace.clone(), name.clone(), address, list(&value["ports"], served), heard]
+        }
+        Kind::Tokens => {
+            let usage = match (value["single_use"].as_bool(), value["used"].is_null()) {
+                (Some(true), true) => "once",
+                (Some(true), false) => "used",
+                _ => "until it expires",
+            };
+            let services = list(&value["services"], text);
+            vec![namespace.clone(), name.clone(), text(&value["account"]), services, usage.to_owned()]
+        }
+    }
+}
+
+/// `80/http`, with its name when it has one.
+fn port(value: &Value) -> String {
+    let number = format!("{}/{}", text(&value["port"]), text(&value["protocol"]));
+    match value["name"].as_str() {
+        Some(name) if !name.is_empty() => format!("{name}:{number}"),
+        _ => number,
+    }
+}
+
+fn served(value: &Value) -> String {
+    let health = if value["healthy"] == true { "" } else { " (unhealthy)" };
+    format!("{}:{}{health}", text(&value["service"]), text(&value["port"]))
+}
+
+fn list(value: &Value, cell: impl Fn(&Value) -> String) -> String {
+    let cells: Vec<_> = value.as_array().into_iter().flatten().map(cell).collect();
+    if cells.is_empty() { "-".to_owned() } else { cells.join(",") }
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Null => "-".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// Ages here are far below 2^53 milliseconds.
+#[allow(clippy::cast_precision_loss)]
+fn seconds(ms: u64) -> f64 {
+    ms as f64 / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resource(namespace: &str, name: &str, json: &str) -> Resource {
+        Resource {
+            kind: String::new(),
+            namespace: namespace.into(),
+            name: name.into(),
+            json: json.into(),
+            revision: 1,
+        }
+    }
+
+    fn show(kind: Kind, resource: Resource) -> String {
+        let value = parse(&resource).unwrap();
+        table(kind, &[resource], &[value])
+    }
+
+    #[test]
+    fn a_table_has_a_heading_and_a_line_a_resource() {
+        let service = resource(
+            "shop",
+            "orders",
+            r#"{"spec":{"ports":[{"name":"web","port":80,"protocol":"http"},{"port":81,"protocol":"grpc"}]}}"#,
+        );
+        assert_eq!(
+            show(Kind::Services, service),
+            "NAMESPACE  NAME    PORTS\nshop       orders  web:80/http,81/grpc\n"
+        );
+        let workload = resource(
+            "shop",
+            "orders-1",
+            r#"{"address":"127.0.0.1","mesh_port":15008,"ports":[{"service":"orders.shop","port":80,"healthy":false}],"lease_age_ms":1500}"#,
+        );
+        let line = show(Kind::Workloads, workload);
+        assert!(line.contains("127.0.0.1:15008  orders.shop:80 (unhealthy)  1.5 s ago"), "{line}");
+        let token =
+            resource("shop", "t1", r#"{"account":"orders","services":[],"single_use":true,"used":null}"#);
+        assert!(show(Kind::Tokens, token).contains("orders   -         once"));
+        let mesh = resource("", "default", r#"{"spec":{"tracing":{"samplingRatio":0.5}}}"#);
+        assert!(show(Kind::Meshconfig, mesh).ends_with("default  0.5\n"));
+    }
+}
