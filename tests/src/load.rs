@@ -1,0 +1,188 @@
+//! Open-loop load: requests leave when they are due, whatever became of those before, and every
+//! failure is kept with its details.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use http::Request;
+use outrigger_common::drain::DrainTrigger;
+use outrigger_common::tasks::Tasks;
+
+use crate::app::Body;
+use crate::client::{Answer, Broken, Client};
+use crate::wait::{DEADLINE, until};
+
+/// Failures shown at most.
+const SHOWN: usize = 10;
+
+/// One request that did not succeed.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// Which request.
+    pub number: u64,
+    /// When it left, since the load began.
+    pub at: Duration,
+    /// How long it took.
+    pub took: Duration,
+    /// Method and target.
+    pub what: String,
+    /// What came instead of a success.
+    pub how: String,
+}
+
+#[derive(Debug, Default)]
+struct Tally {
+    done: u64,
+    succeeded: u64,
+    answered_by: BTreeMap<String, u64>,
+    slowest: Duration,
+    failures: Vec<Failure>,
+}
+
+/// What became of a load.
+#[derive(Debug)]
+pub struct Report {
+    /// Requests sent.
+    pub sent: u64,
+    /// Requests that succeeded.
+    pub succeeded: u64,
+    /// Successes by the application that answered.
+    pub answered_by: BTreeMap<String, u64>,
+    /// The slowest of all.
+    pub slowest: Duration,
+    /// All the others.
+    pub failures: Vec<Failure>,
+    /// The load's length.
+    pub lasted: Duration,
+}
+
+impl Report {
+    /// Fails the test if one request failed, and shows which and how.
+    ///
+    /// # Panics
+    /// When one did.
+    pub fn assert_clean(&self, what: &str) {
+        println!(
+            "{what}: {} requests in {:.1?}, {} succeeded, slowest {:.1?}, by {:?}",
+            self.sent, self.lasted, self.succeeded, self.slowest, self.answered_by
+        );
+        let shown: Vec<_> = self.failures.iter().take(SHOWN).map(|failure| format!("  {failure:?}")).collect();
+        assert!(
+            self.failures.is_empty() && self.succeeded == self.sent,
+            "{what}: {} of {} requests failed, such as\n{}",
+            self.failures.len(),
+            self.sent,
+            shown.join("\n")
+        );
+    }
+}
+
+/// A load under way.
+pub struct Load {
+    tally: Arc<Mutex<Tally>>,
+    sent: Arc<Mutex<u64>>,
+    begun: Instant,
+    stop: DrainTrigger,
+    tasks: Tasks,
+}
+
+impl Load {
+    /// Sends `make(n)` at `rate` requests a second through `client` until stopped. Answers below 400
+    /// are successes.
+    pub fn start(client: &Client, rate: f64, make: impl Fn(u64) -> Request<Body> + Send + 'static) -> Self {
+        let load = Self {
+            tally: Arc::default(),
+            sent: Arc::default(),
+            begun: Instant::now(),
+            stop: DrainTrigger::new(),
+            tasks: Tasks::current(),
+        };
+        let (tally, sent, begun) = (load.tally.clone(), load.sent.clone(), load.begun);
+        let (stop, tasks, client) = (load.stop.listen(), load.tasks.clone(), client.clone());
+        load.tasks.spawn("load", async move {
+            for number in 0u64.. {
+                #[allow(clippy::cast_precision_loss)] // A test does not send 2^52 requests.
+                let due = begun + Duration::from_secs_f64(number as f64 / rate);
+                tokio::select! {
+                    () = tokio::time::sleep_until(due.into()) => {}
+                    () = stop.signalled() => return,
+                }
+                let (request, client, tally) = (make(number), client.clone(), tally.clone());
+                *sent.lock().expect("no holder panics") += 1;
+                tasks.spawn("request", one(number, begun, client, request, tally));
+            }
+        });
+        load
+    }
+
+    /// Requests that have ended so far.
+    pub fn done(&self) -> u64 {
+        self.tally.lock().expect("no holder panics").done
+    }
+
+    /// Waits until that many more requests have ended: the pace of a test under load.
+    pub async fn more(&self, requests: u64) {
+        let goal = self.done() + requests;
+        until(&format!("{requests} more requests end"), || async { self.done() >= goal }).await;
+    }
+
+    /// Waits until an application has answered that many requests in all.
+    pub async fn answered_by(&self, app: &str, requests: u64) {
+        let count = || self.tally.lock().expect("no holder panics").answered_by.get(app).copied().unwrap_or(0);
+        until(&format!("{app} answers {requests} requests"), || async { count() >= requests }).await;
+    }
+
+    /// Sends no more, waits for those under way, and reports.
+    ///
+    /// # Panics
+    /// When one of them does not end.
+    pub async fn stop(self) -> Report {
+        let lasted = self.begun.elapsed();
+        self.stop.start();
+        let left = self.tasks.join(DEADLINE * 2).await;
+        assert_eq!(left, 0, "requests never ended");
+        let tally = std::mem::take(&mut *self.tally.lock().expect("no holder panics"));
+        Report {
+            sent: *self.sent.lock().expect("no holder panics"),
+            succeeded: tally.succeeded,
+            answered_by: tally.answered_by,
+            slowest: tally.slowest,
+            failures: tally.failures,
+            lasted,
+        }
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.stop.start();
+    }
+}
+
+async fn one(number: u64, begun: Instant, client: Client, request: Request<Body>, tally: Arc<Mutex<Tally>>) {
+    let what = format!("{} {}", request.method(), request.uri());
+    let left = Instant::now();
+    let result = client.send(request).await;
+    let took = left.elapsed();
+    let mut tally = tally.lock().expect("no holder panics");
+    tally.done += 1;
+    tally.slowest = tally.slowest.max(took);
+    match judge(result) {
+        Ok(answer) => {
+            tally.succeeded += 1;
+            *tally.answered_by.entry(answer.header("x-app").to_owned()).or_default() += 1;
+        }
+        Err(how) => {
+            tally.failures.push(Failure { number, at: left - begun, took, what, how });
+        }
+    }
+}
+
+fn judge(result: Result<Answer, Broken>) -> Result<Answer, String> {
+    match result {
+        Ok(answer) if answer.status.as_u16() < 400 => Ok(answer),
+        Ok(answer) => Err(format!("{} {:?} {:?}", answer.status, answer.reason(), answer.text())),
+        Err(broken) => Err(format!("{broken:?}")),
+    }
+}

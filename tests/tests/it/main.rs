@@ -1,0 +1,5 @@
+//! The whole mesh: real processes, real sockets.
+
+#![allow(clippy::unwrap_used)] // clippy knows tests by their attribute, not what they share.
+
+mod discovery;
