@@ -139,7 +139,8 @@ impl Proxy {
         let (joined, identity) = oneshot::channel();
         let (finished, ended) = oneshot::channel();
         // A channel belongs to the runtime it is made in.
-        let link = control.block_on(async { Link::new(&shared.config.registry, Trust::Svid(shared.svid.clone())) });
+        let link =
+            control.block_on(async { Link::new(&shared.config.registry, Trust::Svid(shared.svid.clone())) });
         let link =
             link.map_err(|source| Error::Registry { address: shared.config.registry.clone(), source })?;
         let controller =

@@ -32,6 +32,9 @@ pub struct Svid {
     pub not_before: SystemTime,
     /// End of the leaf's validity.
     pub not_after: SystemTime,
+    /// When this process got hold of it: its issue, but for the way here. The start of the validity
+    /// is no measure of that, for it is backdated.
+    pub obtained: SystemTime,
 }
 
 /// Why an identity cannot be used.
@@ -79,7 +82,7 @@ impl Svid {
     ) -> Result<Self, IdentityError> {
         let id = peer::peer_id(&chain)?;
         let (not_before, not_after) = peer::validity(&chain)?;
-        Ok(Self { id, chain, key, bundle, not_before, not_after })
+        Ok(Self { id, chain, key, bundle, not_before, not_after, obtained: SystemTime::now() })
     }
 
     /// Reads `cert.pem`, `key.pem` and `bundle.pem` of a directory.
@@ -120,11 +123,11 @@ impl Svid {
     }
 
     /// When to renew: two thirds of the way from issue to expiry, moved by up to a tenth of the
-    /// lifetime in either direction by `unit` in `[0, 1)`, so that a fleet does not renew at once.
+    /// time in either direction by `unit` in `[0, 1)`, so that a fleet does not renew at once.
     pub fn renew_at(&self, unit: f64) -> SystemTime {
-        let lifetime = self.not_after.duration_since(self.not_before).unwrap_or_default();
+        let lifetime = self.not_after.duration_since(self.obtained).unwrap_or_default();
         let jitter = (unit.clamp(0.0, 1.0) - 0.5) * 0.2;
-        self.not_before + lifetime.mul_f64(2.0 / 3.0 + jitter)
+        self.obtained + lifetime.mul_f64(2.0 / 3.0 + jitter)
     }
 
     /// How long the leaf is still valid; zero when it has expired.

@@ -165,9 +165,9 @@ fn a_request_is_completed_only_for_its_own_key() {
 #[test]
 fn renewal_is_due_around_two_thirds_of_the_lifetime() {
     let svid = Ca::new().svid(ORDERS);
-    let lifetime = svid.not_after.duration_since(svid.not_before).unwrap();
+    let lifetime = svid.not_after.duration_since(svid.obtained).unwrap();
     for (unit, share) in [(0.0, 2.0 / 3.0 - 0.1), (0.5, 2.0 / 3.0), (1.0, 2.0 / 3.0 + 0.1)] {
-        let due = svid.renew_at(unit).duration_since(svid.not_before).unwrap();
+        let due = svid.renew_at(unit).duration_since(svid.obtained).unwrap();
         assert!((due.as_secs_f64() / lifetime.as_secs_f64() - share).abs() < 0.01);
     }
 }

@@ -140,7 +140,7 @@ fn retry_pace(shared: &Shared) -> Backoff {
         .svid
         .load()
         .as_ref()
-        .map(|svid| svid.not_after.duration_since(svid.not_before).unwrap_or_default());
+        .map(|svid| svid.not_after.duration_since(svid.obtained).unwrap_or_default());
     let longest =
         (lifetime.unwrap_or_default() / 30).clamp(Duration::from_millis(100), Duration::from_secs(60));
     Backoff::new(Duration::from_millis(100), longest)

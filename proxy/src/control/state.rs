@@ -2,7 +2,7 @@
 //!
 //! A resource that cannot be used is refused by name; its old form stays, the rest goes ahead.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
 use outrigger_api::resource::{DEFAULT_SAMPLING_RATIO, Protocol};
@@ -14,6 +14,8 @@ use outrigger_common::name::ServiceName;
 #[derive(Debug, Default)]
 pub struct State {
     services: HashMap<String, Held>,
+    /// Services whose newest full form was refused: deltas on it make no sense until the next one.
+    behind: HashSet<String>,
     mesh: Mesh,
 }
 
@@ -88,14 +90,15 @@ impl State {
         self.services.get(name)
     }
 
-    /// Names of all services answered for.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.services.keys().map(String::as_str)
+    /// Services held as the registry last told them: those that a delta could follow.
+    pub fn held(&self) -> impl Iterator<Item = &str> {
+        self.services.keys().map(String::as_str).filter(|name| !self.behind.contains(*name))
     }
 
     /// Forgets a service nobody asks for any more.
     pub fn forget(&mut self, name: &str) {
         self.services.remove(name);
+        self.behind.remove(name);
     }
 
     /// Folds one update in.
@@ -110,7 +113,12 @@ impl State {
             match result {
                 Ok(Some(name)) => _ = applied.changed.insert(name),
                 Ok(None) => {}
-                Err(reason) => applied.refused.push(Refused { resource, reason }),
+                Err(reason) => {
+                    if let Some(service) = resource.strip_prefix("Service/") {
+                        self.behind.insert(service.to_owned());
+                    }
+                    applied.refused.push(Refused { resource, reason });
+                }
             }
         }
         applied
@@ -122,9 +130,11 @@ impl State {
             Some(Change::Service(service)) => {
                 let facts = service_facts(service)?;
                 let name = facts.name.as_str().to_owned();
+                self.behind.remove(&name);
                 self.services.insert(name.clone(), Held::Known(facts));
                 Ok(Some(name))
             }
+            Some(Change::Delta(delta)) if self.behind.contains(&delta.name) => Ok(None),
             Some(Change::Delta(delta)) => {
                 let Some(Held::Known(facts)) = self.services.get_mut(&delta.name) else {
                     return Err("a delta for a service that is not held".to_owned());
@@ -140,6 +150,7 @@ impl State {
                 Ok(Some(delta.name))
             }
             Some(Change::Unknown(name)) => {
+                self.behind.remove(&name);
                 self.services.insert(name.clone(), Held::Unknown);
                 Ok(Some(name))
             }
@@ -264,6 +275,18 @@ mod tests {
         assert_eq!(applied.refused[0].resource, "Service/orders.shop");
         assert_eq!(workloads(&state, "orders.shop"), ["a"]);
         assert_eq!(workloads(&state, "items.shop"), ["i"]);
+        assert_eq!(state.held().collect::<Vec<_>>(), ["items.shop"]);
+
+        // A delta follows the form that was refused, not the old one.
+        let delta = v1::ServiceDelta {
+            name: "orders.shop".into(),
+            upsert: vec![endpoint("c", true)],
+            remove: vec![],
+        };
+        assert_eq!(state.apply(update(vec![Change::Delta(delta)])), Applied::default());
+        assert_eq!(workloads(&state, "orders.shop"), ["a"]);
+        state.apply(update(vec![service("orders.shop", vec![endpoint("d", true)])]));
+        assert_eq!(workloads(&state, "orders.shop"), ["d"]);
     }
 
     #[test]

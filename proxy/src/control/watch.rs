@@ -96,7 +96,14 @@ impl Watch {
     /// One stream, until it ends.
     async fn stream(&mut self, backoff: &mut Backoff) -> Result<(), tonic::Status> {
         let (requests, outgoing) = mpsc::channel(64);
-        send(&requests, watch_request::Message::Hello(self.hello())).await;
+        let hello = self.hello();
+        let add: Vec<_> =
+            self.subscribed.iter().filter(|name| !hello.services.contains(name)).cloned().collect();
+        send(&requests, watch_request::Message::Hello(hello)).await;
+        if !add.is_empty() {
+            send(&requests, watch_request::Message::Subscribe(v1::Subscribe { add, remove: Vec::new() }))
+                .await;
+        }
         let mut client = DiscoveryClient::new(self.link.channel()).max_decoding_message_size(64 << 20);
         let opened = tokio::time::timeout(OPEN_TIMEOUT, client.watch(ReceiverStream::new(outgoing))).await;
         let mut updates =
@@ -128,7 +135,7 @@ impl Watch {
             features: Vec::new(),
             workload: self.shared.config.workload.clone(),
             cursor: self.cursor.clone(),
-            services: self.subscribed.iter().cloned().collect(),
+            services: self.state.held().map(str::to_owned).collect(),
         }
     }
 
