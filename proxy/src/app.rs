@@ -27,8 +27,9 @@ use crate::control::status::Status;
 use crate::control::watch::Watch;
 use crate::inbound::served::ServedPorts;
 use crate::shared::{Caller, OwnAddresses, Shared};
+use crate::telemetry::environment::Environment;
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::spans::{self, Batching, FinishedSpan};
+use crate::telemetry::spans::{self, FinishedSpan};
 use crate::{inbound, listener, outbound, runtime};
 
 /// Why a sidecar did not start, or ended.
@@ -66,7 +67,6 @@ pub struct Proxy {
     listeners: Listeners,
     wanted: mpsc::Receiver<ServiceName>,
     spans: mpsc::Receiver<FinishedSpan>,
-    batching: Batching,
     drains: Drains,
 }
 
@@ -98,8 +98,11 @@ impl Proxy {
             return Err(Error::OwnTarget(served.target));
         }
         let metrics = Arc::new(Metrics::new(config.limits.edges));
-        let batching = Batching::from_env();
-        let (sink, spans) = spans::queue(batching, metrics.clone());
+        let telemetry = Environment::read(|name| std::env::var(name).ok());
+        for ignored in &telemetry.ignored {
+            tracing::warn!("ignored: {ignored}");
+        }
+        let (sink, spans) = spans::queue(&telemetry, metrics.clone());
         let (directory, wanted) = Directory::new();
         let drains = Drains::default();
         let shared = Arc::new(Shared {
@@ -111,13 +114,14 @@ impl Proxy {
             served: OnceLock::new(),
             metrics,
             spans: sink,
+            telemetry,
             tasks: Tasks::on(data.handle().clone()),
             inbound_drain: drains.inbound.listen(),
             outbound_drain: drains.outbound.listen(),
             config,
         });
         let status = Arc::new(Status::default());
-        Ok(Self { data, control, shared, status, listeners, wanted, spans, batching, drains })
+        Ok(Self { data, control, shared, status, listeners, wanted, spans, drains })
     }
 
     /// Where it listens.
@@ -135,7 +139,7 @@ impl Proxy {
     /// # Errors
     /// The registry refuses this sidecar, or the system a thread.
     pub fn run(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), Error> {
-        let Self { data, control, shared, status, listeners, wanted, spans, batching, drains } = self;
+        let Self { data, control, shared, status, listeners, wanted, spans, drains } = self;
         let (joined, identity) = oneshot::channel();
         let (finished, ended) = oneshot::channel();
         // A channel belongs to the runtime it is made in.
@@ -143,8 +147,7 @@ impl Proxy {
             control.block_on(async { Link::new(&shared.config.registry, Trust::Svid(shared.svid.clone())) });
         let link =
             link.map_err(|source| Error::Registry { address: shared.config.registry.clone(), source })?;
-        let controller =
-            Controller { shared: shared.clone(), status, link: Arc::new(link), drains, batching };
+        let controller = Controller { shared: shared.clone(), status, link: Arc::new(link), drains };
         let thread = std::thread::Builder::new().name("control".into()).spawn(move || {
             let result = control.block_on(controller.run(listeners.admin, wanted, spans, joined, shutdown));
             // The data plane ends when the control thread has.
@@ -203,7 +206,6 @@ struct Controller {
     status: Arc<Status>,
     link: Arc<Link>,
     drains: Drains,
-    batching: Batching,
 }
 
 impl Controller {
@@ -238,7 +240,7 @@ impl Controller {
         tasks.spawn("certificates", certs::renew_forever(self.shared.clone(), self.link.clone()));
         let registering = registrar.clone();
         tasks.spawn("registration", async move { registering.run().await });
-        tasks.spawn("spans", export(self.shared.clone(), self.link.clone(), self.batching, spans));
+        tasks.spawn("spans", export(self.shared.clone(), self.link.clone(), spans));
         shutdown.await;
         self.drain(&registrar).await;
         Ok(())
@@ -314,37 +316,28 @@ fn caller(config: &Config, id: SpiffeId) -> Option<Caller> {
 }
 
 /// Exports spans to the collector of the environment, else to the registry.
-async fn export(
-    shared: Arc<Shared>,
-    link: Arc<Link>,
-    batching: Batching,
-    spans: mpsc::Receiver<FinishedSpan>,
-) {
-    let endpoint = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"]
-        .iter()
-        .find_map(|name| std::env::var(name).ok().filter(|endpoint| !endpoint.is_empty()));
-    let exporting = match &endpoint {
+async fn export(shared: Arc<Shared>, link: Arc<Link>, spans: mpsc::Receiver<FinishedSpan>) {
+    let telemetry = &shared.telemetry;
+    let target = match &telemetry.collector {
         None => spans::Target::Registry(link),
-        Some(endpoint) => {
-            let address = endpoint.trim_start_matches("http://").trim_end_matches('/');
-            match channel::plaintext(address) {
-                Ok(channel) => spans::Target::Collector(channel),
-                Err(error) => {
-                    tracing::error!(
-                        endpoint,
-                        error = chain(&error),
-                        "OTEL_EXPORTER_OTLP_ENDPOINT is not http://host:port; traces stay here"
-                    );
-                    return;
-                }
+        Some(address) => match channel::plaintext(address) {
+            Ok(channel) => spans::Target::Collector(channel),
+            Err(error) => {
+                tracing::error!(
+                    address,
+                    error = chain(&error),
+                    "the collector's address is not host:port; no traces are exported"
+                );
+                return;
             }
-        }
+        },
     };
     let Some(caller) = shared.caller.get() else { return };
     let attributes = vec![
         KeyValue::new("service.namespace", caller.namespace.clone()),
         KeyValue::new("service.instance.id", shared.config.workload.clone()),
     ];
-    let identity = spans::Identity { service: caller.source.name().to_owned(), attributes };
-    spans::export(exporting, identity, batching, spans, shared.metrics.clone()).await;
+    let service = telemetry.service.clone().unwrap_or_else(|| caller.source.name().to_owned());
+    let identity = spans::Identity { service, attributes };
+    spans::export(target, identity, telemetry.batching, spans, shared.metrics.clone()).await;
 }

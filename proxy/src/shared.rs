@@ -14,7 +14,9 @@ use rustls::{ClientConfig, ServerConfig};
 
 use crate::config::Config;
 use crate::control::directory::Directory;
+use crate::control::snapshot::Snapshot;
 use crate::inbound::served::ServedPorts;
+use crate::telemetry::environment::{Environment, Sampling};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::spans::SpanSink;
 
@@ -39,12 +41,24 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// Where spans of sampled requests go.
     pub spans: SpanSink,
+    /// What the `OTEL_*` variables ask for.
+    pub telemetry: Environment,
     /// Spawns on the data plane.
     pub tasks: Tasks,
     /// Heard by the mesh listener and its connections.
     pub inbound_drain: Drain,
     /// Heard, later, by the outbound listener and its connections.
     pub outbound_drain: Drain,
+}
+
+impl Shared {
+    /// Who decides on sampling: the environment of this sidecar, else the mesh.
+    pub fn sampling(&self, snapshot: &Snapshot) -> Sampling {
+        if self.telemetry.disabled {
+            return Sampling::parent_based(0.0);
+        }
+        self.telemetry.sampling.unwrap_or(Sampling::parent_based(snapshot.sampling))
+    }
 }
 
 /// The three listeners' addresses.

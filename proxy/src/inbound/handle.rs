@@ -21,6 +21,7 @@ use crate::pool::Lease;
 use crate::respond;
 use crate::route::DEFAULT_ROUTE;
 use crate::shared::Shared;
+use crate::telemetry::environment::Sampling;
 use crate::telemetry::metrics::Direction;
 use crate::telemetry::record::RequestRecord;
 use crate::telemetry::trace::TraceContext;
@@ -29,7 +30,7 @@ use crate::telemetry::trace::TraceContext;
 pub async fn handle(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming>) -> Response<Body> {
     let now = Instant::now();
     // The caller's sidecar has decided on sampling; one that sent no context is not sampled here.
-    let trace = TraceContext::from_headers(request.headers(), 0.0);
+    let trace = TraceContext::from_headers(request.headers(), Sampling::parent_based(0.0));
     let protocol = headers::wire_protocol(&request);
     let source = source(peer, &request);
     let Some(port) = &peer.port else {

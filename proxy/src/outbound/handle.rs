@@ -35,7 +35,7 @@ const UNKNOWN: &str = "unknown";
 pub async fn handle(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<Body> {
     let now = Instant::now();
     let snapshot = shared.directory.load_full(); // once: one request, one view
-    let trace = TraceContext::from_headers(request.headers(), snapshot.sampling);
+    let trace = TraceContext::from_headers(request.headers(), shared.sampling(&snapshot));
     let protocol = headers::wire_protocol(&request);
     match route(shared, &snapshot, &request).await {
         Err(error) => {

@@ -72,6 +72,11 @@ impl RequestRecord {
         if !self.trace.sampled {
             return;
         }
+        if sink.disabled() {
+            // No span of ours stands between the caller's and the next.
+            self.span_id = self.trace.parent_id;
+            return;
+        }
         self.span = Some(Box::new(SpanDetails {
             sink: sink.clone(),
             started: SystemTime::now(),

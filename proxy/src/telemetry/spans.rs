@@ -5,7 +5,7 @@
 //! batch processor is not used: it keeps a thread of its own and does not say what it dropped.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use opentelemetry::trace::{SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState};
 use opentelemetry::{InstrumentationScope, KeyValue, Value};
@@ -17,6 +17,7 @@ use tonic::transport::Channel;
 
 use outrigger_common::telemetry::chain;
 
+use super::environment::{Batching, Environment};
 use super::metrics::Metrics;
 use super::trace::TraceContext;
 use crate::control::link::Link;
@@ -45,9 +46,15 @@ pub struct FinishedSpan {
 pub struct SpanSink {
     queue: mpsc::Sender<FinishedSpan>,
     metrics: Arc<Metrics>,
+    disabled: bool,
 }
 
 impl SpanSink {
+    /// Whether no spans are wanted at all.
+    pub fn disabled(&self) -> bool {
+        self.disabled
+    }
+
     /// Queues a span, or counts it as dropped when the queue is full.
     pub fn send(&self, span: FinishedSpan) {
         if self.queue.try_send(span).is_err() {
@@ -56,40 +63,10 @@ impl SpanSink {
     }
 }
 
-/// Sizes and times of the exporter: the `OTEL_BSP_*` variables of the OpenTelemetry specification.
-#[derive(Debug, Clone, Copy)]
-pub struct Batching {
-    queue: usize,
-    batch: usize,
-    delay: Duration,
-    timeout: Duration,
-}
-
-impl Batching {
-    /// Reads the variables, with the specification's defaults but for the delay, which is 1 s so
-    /// that a person who looks finds the trace.
-    pub fn from_env() -> Self {
-        let number = |name: &str, default: u64| {
-            std::env::var(name)
-                .ok()
-                .and_then(|text| text.parse().ok())
-                .filter(|number| *number > 0)
-                .unwrap_or(default)
-        };
-        let size = |name, default| usize::try_from(number(name, default)).unwrap_or(usize::MAX).min(1 << 16);
-        Self {
-            queue: size("OTEL_BSP_MAX_QUEUE_SIZE", 2048),
-            batch: size("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512),
-            delay: Duration::from_millis(number("OTEL_BSP_SCHEDULE_DELAY", 1000)),
-            timeout: Duration::from_millis(number("OTEL_BSP_EXPORT_TIMEOUT", 10_000)),
-        }
-    }
-}
-
 /// Makes the queue; the receiver goes to [`export`].
-pub fn queue(batching: Batching, metrics: Arc<Metrics>) -> (SpanSink, mpsc::Receiver<FinishedSpan>) {
-    let (queue, spans) = mpsc::channel(batching.queue);
-    (SpanSink { queue, metrics }, spans)
+pub fn queue(environment: &Environment, metrics: Arc<Metrics>) -> (SpanSink, mpsc::Receiver<FinishedSpan>) {
+    let (queue, spans) = mpsc::channel(environment.batching.queue);
+    (SpanSink { queue, metrics, disabled: environment.disabled }, spans)
 }
 
 /// Where spans go.
@@ -104,7 +81,7 @@ pub enum Target {
 /// Who says so.
 #[derive(Debug)]
 pub struct Identity {
-    /// `service.name`, unless the environment says otherwise.
+    /// `service.name`.
     pub service: String,
     /// Further attributes of the resource.
     pub attributes: Vec<KeyValue>,
@@ -118,10 +95,9 @@ pub async fn export(
     mut spans: mpsc::Receiver<FinishedSpan>,
     metrics: Arc<Metrics>,
 ) {
-    // OTEL_SERVICE_NAME wins over our name; OTEL_RESOURCE_ATTRIBUTES is read by the SDK.
-    let name = std::env::var("OTEL_SERVICE_NAME").ok().filter(|name| !name.is_empty());
-    let name = name.unwrap_or(identity.service);
-    let resource = Resource::builder().with_attributes(identity.attributes).with_service_name(name).build();
+    // OTEL_RESOURCE_ATTRIBUTES is read by the SDK.
+    let resource =
+        Resource::builder().with_attributes(identity.attributes).with_service_name(identity.service).build();
     let scope = InstrumentationScope::builder("outrigger")
         .with_version(outrigger_common::build_info::VERSION)
         .build();

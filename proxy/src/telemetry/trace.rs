@@ -5,6 +5,8 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use super::environment::Sampling;
+
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const B3: HeaderName = HeaderName::from_static("b3");
 const B3_TRACE: HeaderName = HeaderName::from_static("x-b3-traceid");
@@ -24,13 +26,18 @@ pub struct TraceContext {
 }
 
 impl TraceContext {
-    /// The caller's context, or a new trace sampled with probability `ratio`.
-    pub fn from_headers(headers: &HeaderMap, ratio: f64) -> Self {
-        headers
+    /// The caller's context, or a new trace; `sampling` decides where the caller does not.
+    pub fn from_headers(headers: &HeaderMap, sampling: Sampling) -> Self {
+        let ratio = sampling.ratio;
+        let given = headers
             .get(&TRACEPARENT)
             .and_then(|value| parse_traceparent(value.as_bytes()))
-            .or_else(|| parse_b3(headers, ratio))
-            .unwrap_or_else(|| Self { trace_id: fastrand::u128(1..), parent_id: 0, sampled: sample(ratio) })
+            .or_else(|| parse_b3(headers, ratio));
+        match given {
+            Some(context) if sampling.parent_based => context,
+            Some(context) => Self { sampled: sample(ratio), ..context },
+            None => Self { trace_id: fastrand::u128(1..), parent_id: 0, sampled: sample(ratio) },
+        }
     }
 
     /// Writes `traceparent` for the next hop, with `span` as its parent.
@@ -134,7 +141,7 @@ mod tests {
     #[test]
     fn traceparent_goes_through_with_a_new_parent() {
         let incoming = headers(&[("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")]);
-        let context = TraceContext::from_headers(&incoming, 0.0);
+        let context = TraceContext::from_headers(&incoming, Sampling::parent_based(0.0));
         assert_eq!(context.parent_id, 0xb7ad_6b71_6920_3331);
         let mut outgoing = HeaderMap::new();
         context.inject(&mut outgoing, 0x10);
@@ -158,7 +165,8 @@ mod tests {
         assert!(
             parse_traceparent(b"01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-later").is_some()
         );
-        let context = TraceContext::from_headers(&headers(&[("traceparent", "x")]), 1.0);
+        let context =
+            TraceContext::from_headers(&headers(&[("traceparent", "x")]), Sampling::parent_based(1.0));
         assert!(context.sampled && context.trace_id != 0 && context.parent_id == 0);
     }
 
@@ -170,18 +178,19 @@ mod tests {
             ("x-b3-spanid", "a2fb4a1d1a96d312"),
             ("x-b3-sampled", "0"),
         ]);
-        let context = TraceContext::from_headers(&single, 0.0);
+        let context = TraceContext::from_headers(&single, Sampling::parent_based(0.0));
         assert_eq!((context.trace_id, context.sampled), (0x80f1_98ee_5634_3ba8_64fe_8b2a_57d3_eff7, true));
-        let context = TraceContext::from_headers(&multiple, 1.0);
+        let context = TraceContext::from_headers(&multiple, Sampling::parent_based(1.0));
         assert_eq!((context.trace_id, context.sampled), (0x463a_c35c_9f64_13ad, false));
     }
 
     #[test]
     fn the_ratio_decides_for_traces_that_start_here() {
         fastrand::seed(7);
-        let sampled =
-            (0..10_000).filter(|_| TraceContext::from_headers(&HeaderMap::new(), 0.1).sampled).count();
+        let sampled = (0..10_000)
+            .filter(|_| TraceContext::from_headers(&HeaderMap::new(), Sampling::parent_based(0.1)).sampled)
+            .count();
         assert!((800..1200).contains(&sampled), "{sampled}");
-        assert!(!TraceContext::from_headers(&HeaderMap::new(), 0.0).sampled);
+        assert!(!TraceContext::from_headers(&HeaderMap::new(), Sampling::parent_based(0.0)).sampled);
     }
 }
