@@ -5,10 +5,16 @@
 //!                            ╚═══════ registry ═══════╝
 //! ```
 //!
-//! Every box is a process of its own: this binary started again. | [`child`] is the half of the bond
-//! that runs in them; [`processes`] the other | [`mesh`] starts, breaks and stops them | [`load`] sends
-//! requests | [`observer`] reads the sidecars' metrics | [`chaos`] breaks things | [`table`] and
-//! [`report`] say how it went.
+//! Every box is a process of its own: this binary started again.
+//!
+//! | Module | What lives there |
+//! |---|---|
+//! | [`child`] | the half of the bond with the demo that runs in its children |
+//! | [`processes`], [`mesh`] | starting, breaking and stopping them |
+//! | [`load`] | open-loop requests, every answer checked |
+//! | [`observer`], [`metrics`], [`trace`] | what sidecars and registry say about it |
+//! | [`chaos`] | what is broken meanwhile |
+//! | [`table`], [`report`] | how it goes, how it went, and the judgement |
 
 mod chaos;
 pub(crate) mod child;
@@ -137,6 +143,9 @@ async fn lead(
     if args.rate == 0 {
         let limit = if args.keep { None } else { duration };
         stay_up(mesh, limit, &signals.stop).await?;
+        if !args.keep && args.output == Output::Json {
+            output::print_json(&Summary::without_load())?;
+        }
         return Ok(());
     }
     let report = load_and_judge(args, mesh, duration, signals).await?;
@@ -223,7 +232,7 @@ async fn load_and_judge(
     let load = Load::new(mesh.storefront.app_at);
     let (observer, events) = (Observer::new(mesh), Events::default());
     // Seeds of the load itself are `seed` and the one after; this is another.
-    load.seed(&mut Rng::with_seed(!seed)).await?;
+    load.make_first_orders(&mut Rng::with_seed(!seed)).await?;
     observer.look().await;
     let (counts_before, edge_before) = (observer.totals(), observer.edge());
 
@@ -238,6 +247,8 @@ async fn load_and_judge(
     )
     .await?;
 
+    let progress = Progress::new();
+    progress.show("reading a trace back ...");
     let tally = load.tally().clone();
     let trace = trace::read_back(mesh.registry_at.http, &tally.traces()).await;
     settle(&observer, counts_before.outbound + load::as_float(tally.succeeded)).await;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::chaos::Event;
-use super::load::{Tally, as_float};
+use super::load::{FIRST_ORDERS, Tally, as_float};
 use super::metrics::{DelayMs, round};
 use super::observer::{Counts, EdgeTimes};
 use super::table::ms;
@@ -38,7 +38,7 @@ pub(super) struct Facts<'a> {
 }
 
 /// The one object of `--output json`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(super) struct Summary {
     requests: u64,
     succeeded: u64,
@@ -55,7 +55,10 @@ pub(super) struct Summary {
     /// Replicas of the order service that served requests.
     endpoints: usize,
     traces_exported: u64,
+    /// What each served since the mesh came up, the first orders included.
     replicas: Vec<ReplicaSummary>,
+    /// Orders made before the load, so that there was something to read.
+    first_orders: usize,
     edges: Vec<EdgeSummary>,
     failures: BTreeMap<String, u64>,
     rate: u32,
@@ -108,6 +111,7 @@ impl Summary {
                 .iter()
                 .map(|(id, n)| ReplicaSummary { id: id.clone(), requests: whole(*n) })
                 .collect(),
+            first_orders: FIRST_ORDERS,
             edges: vec![EdgeSummary {
                 source: edge.source.clone(),
                 destination: "orders.shop",
@@ -124,6 +128,11 @@ impl Summary {
             ok: failed_judgements.is_empty(),
             failed_judgements,
         }
+    }
+
+    /// Of a mesh that was up and had nothing to do: all zeros, nothing judged.
+    pub(super) fn without_load() -> Self {
+        Self { mtls: None, ok: true, ..Self::default() }
     }
 
     pub(super) fn failed_judgements(&self) -> &[String] {
@@ -158,7 +167,7 @@ impl Summary {
         let share = self.mtls.map_or("no requests".to_owned(), |share| format!("{:.2} %", share * 100.0));
         line(format!("Mutual TLS, by the sidecars' own counts: {share} of requests."));
         let served: Vec<_> = self.replicas.iter().map(|r| format!("{} {}", r.id, r.requests)).collect();
-        line(format!("Requests served: {}.", served.join(", ")));
+        line(format!("Requests served, {} first orders included: {}.", self.first_orders, served.join(", ")));
         line(format!(
             "Retries {}, ejections {}, traces exported {}. Seed {}.",
             self.retries, self.ejections, self.traces_exported, self.seed

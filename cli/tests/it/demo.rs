@@ -158,6 +158,8 @@ fn settings_of_the_caller_do_not_reach_the_children() {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&summary["requests"], &summary["ok"]), (&0.into(), &true.into()), "no load, nothing judged");
 }
 
 #[test]

@@ -37,9 +37,9 @@ const BATCH: Duration = Duration::from_micros(250);
 /// Time between requests whose trace is sampled for certain.
 const TRACE_EVERY: Duration = Duration::from_secs(1);
 /// Orders made before the load, so that there is something to read and to change.
-const SEED_ORDERS: usize = 64;
+pub(super) const FIRST_ORDERS: usize = 64;
 /// How many of them at once.
-const SEED_WIDTH: usize = 8;
+const FIRST_WIDTH: usize = 8;
 
 /// A load on one storefront. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -72,19 +72,19 @@ impl Load {
     }
 
     /// Makes the first orders; none of this is counted.
-    pub(super) async fn seed(&self, rng: &mut Rng) -> Result<(), Failure> {
-        for _ in 0..SEED_ORDERS / SEED_WIDTH {
-            let mut batch = Vec::with_capacity(SEED_WIDTH);
-            for _ in 0..SEED_WIDTH {
+    pub(super) async fn make_first_orders(&self, rng: &mut Rng) -> Result<(), Failure> {
+        for _ in 0..FIRST_ORDERS / FIRST_WIDTH {
+            let mut batch = Vec::with_capacity(FIRST_WIDTH);
+            for _ in 0..FIRST_WIDTH {
                 let request = self.build(&Operation::Create, rng, None)?;
                 let shared = self.0.clone();
                 let deadline = Instant::now() + REQUEST_LIMIT;
-                let seeding = async move { shared.exchange(Operation::Create, request, deadline).await };
-                batch.push(self.0.tasks.spawn_joinable("seed", seeding));
+                let making = async move { shared.exchange(Operation::Create, request, deadline).await };
+                batch.push(self.0.tasks.spawn_joinable("first order", making));
             }
-            for seeding in batch {
+            for making in batch {
                 let outcome =
-                    seeding.await.map_err(|error| Failure::job(format!("a first order failed: {error}")))?;
+                    making.await.map_err(|error| Failure::job(format!("a first order failed: {error}")))?;
                 outcome.map_err(|kind| {
                     Failure::job(format!("the storefront did not take a first order: {kind}"))
                 })?;
