@@ -16,6 +16,7 @@ use outrigger_common::telemetry::chain;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use crate::admin::Admin;
 use crate::config::Config;
@@ -286,24 +287,42 @@ impl Controller {
         self.status.draining();
         registrar.deregister(config.acknowledge).await;
         self.drains.inbound.start();
-        let deadline = tokio::time::Instant::now() + config.deadline;
-        let idle = || self.shared.metrics.in_flight_total() == 0;
-        while !idle() && tokio::time::Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        let deadline = Instant::now() + config.deadline;
+        let quiet = self.quiet(deadline).await;
         self.drains.outbound.start();
-        let left = self
-            .shared
-            .tasks
-            .join(deadline.saturating_duration_since(tokio::time::Instant::now()).min(GOODBYE))
-            .await;
-        if !idle() {
-            tracing::warn!(tasks = left, "the deadline ended requests in flight");
+        let left = deadline.saturating_duration_since(Instant::now()).min(GOODBYE);
+        let tasks = self.shared.tasks.join(left).await;
+        if quiet {
+            tracing::info!("drained");
+        } else {
+            tracing::warn!(tasks, "the deadline ended requests in flight");
         }
-        tracing::info!("drained");
+    }
+
+    /// Waits until no request is in flight and none has come for a while: an application that is
+    /// still at work calls again. `false`: the deadline came first.
+    async fn quiet(&self, deadline: Instant) -> bool {
+        let activity = &self.shared.metrics.activity;
+        let (mut seen, mut since) = (activity.idle_after(), Instant::now());
+        loop {
+            let now = Instant::now();
+            let idle = activity.idle_after();
+            if idle.is_none() || idle != seen {
+                (seen, since) = (idle, now);
+            }
+            if idle.is_some() && now.saturating_duration_since(since) >= QUIET {
+                return true;
+            }
+            if now >= deadline {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(10).min(deadline.saturating_duration_since(now))).await;
+        }
     }
 }
 
+/// Time without any request after which an application counts as done.
+const QUIET: Duration = Duration::from_millis(500);
 /// Time for the last GOAWAY and `Connection: close` to be written once nothing is in flight.
 const GOODBYE: Duration = Duration::from_millis(500);
 

@@ -103,7 +103,7 @@ impl Registrar {
                 );
             }
             Ok(Err(status)) => {
-                tracing::warn!(error = chain(&status), "not deregistered; the lease ends by itself")
+                tracing::warn!(error = chain(&status), "not deregistered; the lease ends by itself");
             }
             Err(_) => tracing::warn!("the registry did not answer; the lease ends by itself"),
         }

@@ -200,5 +200,5 @@ async fn retire(watched: &Weak<Connection>, ages: Ages) {
             break;
         }
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }

@@ -5,6 +5,7 @@
 //! edges is bounded: past the bound they share one edge labelled `overflow`.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -178,6 +179,34 @@ pub struct Metrics {
     folded: IntCounter,
     edges: Mutex<HashMap<EdgeKey, Arc<Edge>>>,
     max_edges: usize,
+    /// For the drain, over all edges.
+    pub activity: Activity,
+}
+
+/// Whether anything goes on, over all edges.
+#[derive(Debug, Default)]
+pub struct Activity {
+    begun: AtomicU64,
+    ended: AtomicU64,
+}
+
+impl Activity {
+    /// A request begins.
+    pub fn begin(&self) {
+        self.begun.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A request ends.
+    pub fn end(&self) {
+        self.ended.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Requests begun since the start, if none of them is still in flight.
+    pub fn idle_after(&self) -> Option<u64> {
+        let ended = self.ended.load(Ordering::Relaxed);
+        let begun = self.begun.load(Ordering::Relaxed);
+        (begun == ended).then_some(begun)
+    }
 }
 
 #[derive(PartialEq, Eq, Hash, Clone)]
@@ -286,6 +315,7 @@ impl Metrics {
             ),
             edges: Mutex::new(HashMap::new()),
             max_edges,
+            activity: Activity::default(),
             registry,
         }
     }
@@ -338,17 +368,6 @@ impl Metrics {
     /// Counts spans that no collector will see.
     pub fn spans_lost(&self, reason: &str, count: usize) {
         self.spans_dropped.with_label_values(&[reason]).inc_by(u64::try_from(count).unwrap_or(u64::MAX));
-    }
-
-    /// Requests begun and not ended, over all edges.
-    pub fn in_flight_total(&self) -> i64 {
-        let edges = self.edges.lock().expect("no holder of this lock panics");
-        // Edges of several routes share one gauge: the largest stands for all of them.
-        let mut by_pair: HashMap<(Direction, &str, &str), i64> = HashMap::new();
-        for edge in edges.values() {
-            by_pair.insert((edge.direction, &edge.source, &edge.destination), edge.in_flight.get());
-        }
-        by_pair.values().sum()
     }
 
     /// Everything in the Prometheus text form.
@@ -407,7 +426,7 @@ pub struct Edge {
     /// Waiting for a connection.
     pub queue: Histogram,
     /// Begun and not ended.
-    pub in_flight: IntGauge,
+    in_flight: IntGauge,
     /// Bytes of request bodies.
     pub request_bytes: IntCounter,
     /// Bytes of response bodies.
@@ -442,6 +461,18 @@ impl Edge {
             route: route.into(),
             folded,
         }
+    }
+
+    /// A request begins, on this edge and at all.
+    pub fn begin(&self) {
+        self.in_flight.inc();
+        self.metrics.activity.begin();
+    }
+
+    /// A request ends.
+    pub fn end(&self) {
+        self.in_flight.dec();
+        self.metrics.activity.end();
     }
 
     /// Which side this sidecar is.

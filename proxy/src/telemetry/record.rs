@@ -48,7 +48,7 @@ struct SpanDetails {
 impl RequestRecord {
     /// Begins a record; `now` is when the request head had been read.
     pub fn start(edge: Arc<Edge>, now: Instant, protocol: WireProtocol, trace: TraceContext) -> Self {
-        edge.in_flight.inc();
+        edge.begin();
         Self {
             edge,
             started: now,
@@ -137,13 +137,6 @@ impl RequestRecord {
         &self.edge
     }
 
-    /// Moves the record to another edge, once the source or destination is known better.
-    pub fn set_edge(&mut self, edge: Arc<Edge>) {
-        edge.in_flight.inc();
-        self.edge.in_flight.dec();
-        self.edge = edge;
-    }
-
     fn class(&self) -> StatusClass {
         let failed_grpc = self.grpc_status.is_some_and(|status| status != 0);
         match self.status {
@@ -215,7 +208,7 @@ impl Drop for RequestRecord {
             self.reason = Some(Reason::ClientClosed);
         }
         let edge = &self.edge;
-        edge.in_flight.dec();
+        edge.end();
         edge.request_bytes.inc_by(self.request_bytes);
         edge.response_bytes.inc_by(self.response_bytes);
         edge.count(Outcome {

@@ -172,7 +172,7 @@ impl FinishedSpan {
             dropped_attributes_count: 0,
             events: SpanEvents::default(),
             links: SpanLinks::default(),
-            status: self.error.map_or(Status::Unset, |error| Status::error(error)),
+            status: self.error.map_or(Status::Unset, Status::error),
             instrumentation_scope: scope.clone(),
         }
     }
