@@ -133,12 +133,14 @@ impl App {
         F: Fn(Request<Incoming>) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Reply> + Send + 'static,
     {
-        let handler = move |request| -> Pin<Box<dyn Future<Output = Reply> + Send>> { Box::pin(handler(request)) };
+        let handler =
+            move |request| -> Pin<Box<dyn Future<Output = Reply> + Send>> { Box::pin(handler(request)) };
         Self::serve(name, ([127, 0, 0, 1], 0).into(), Arc::default(), Arc::new(handler)).await
     }
 
     async fn serve(name: &str, address: SocketAddr, state: Arc<State>, handler: Arc<Handler>) -> Self {
-        let listener = TcpListener::bind(address).await.unwrap_or_else(|error| panic!("{name} at {address}: {error}"));
+        let listener =
+            TcpListener::bind(address).await.unwrap_or_else(|error| panic!("{name} at {address}: {error}"));
         let address = listener.local_addr().expect("a bound socket has an address");
         let app = Self {
             address,
@@ -222,7 +224,8 @@ impl App {
     pub async fn die(&mut self) {
         self.stop.start();
         let address = self.address;
-        until("the application's port closes", || async move { TcpStream::connect(address).await.is_err() }).await;
+        until("the application's port closes", || async move { TcpStream::connect(address).await.is_err() })
+            .await;
     }
 
     /// Listens on the same port again.
@@ -289,7 +292,8 @@ async fn obey(name: String, state: Arc<State>, request: Request<Incoming>) -> Re
             at,
         },
     };
-    let status = number("x-app-status").and_then(|status| StatusCode::from_u16(u16::try_from(status).ok()?).ok());
+    let status =
+        number("x-app-status").and_then(|status| StatusCode::from_u16(u16::try_from(status).ok()?).ok());
     let mut response = if head.headers.contains_key("x-app-echo") {
         Response::new(record.echo(body))
     } else {

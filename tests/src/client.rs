@@ -227,7 +227,11 @@ pub async fn read(response: Response<Incoming>) -> Result<Answer, Broken> {
     while let Some(frame) = incoming.frame().await {
         match frame {
             Err(error) => {
-                return Err(Broken::Body { status: head.status, got: body.len(), error: format!("{error:?}") });
+                return Err(Broken::Body {
+                    status: head.status,
+                    got: body.len(),
+                    error: format!("{error:?}"),
+                });
             }
             Ok(frame) => match frame.into_data() {
                 Ok(data) => body.extend_from_slice(&data),

@@ -63,7 +63,10 @@ fn logs(directory: &Path) -> Vec<(String, String)> {
         .filter(|entry| entry.path().extension().is_some_and(|extension| extension == "log"))
         .filter_map(|entry| {
             let text = std::fs::read(entry.path()).ok()?;
-            Some((entry.file_name().to_string_lossy().into_owned(), String::from_utf8_lossy(&text).into_owned()))
+            Some((
+                entry.file_name().to_string_lossy().into_owned(),
+                String::from_utf8_lossy(&text).into_owned(),
+            ))
         })
         .collect();
     logs.sort();
@@ -181,7 +184,13 @@ impl Mesh {
     ///
     /// # Panics
     /// When the registry refuses.
-    pub async fn token_for(&self, namespace: &str, account: &str, services: &[&str], ttl_seconds: u64) -> Token {
+    pub async fn token_for(
+        &self,
+        namespace: &str,
+        account: &str,
+        services: &[&str],
+        ttl_seconds: u64,
+    ) -> Token {
         let request = v1::CreateTokenRequest {
             namespace: namespace.to_owned(),
             account: account.to_owned(),
@@ -355,7 +364,8 @@ impl Sidecar {
         let at = process.announced().await;
         let [outbound, mesh, admin] = ["outbound", "mesh", "admin"].map(|name| address(&at, name));
         // Started again, it listens on the same ports.
-        let same = json!({"outbound": {"listen": outbound}, "mesh": {"listen": mesh}, "admin": {"listen": admin}});
+        let same =
+            json!({"outbound": {"listen": outbound}, "mesh": {"listen": mesh}, "admin": {"listen": admin}});
         merge(&mut settings, &same);
         Self { id: id.to_owned(), outbound, mesh, admin, process, settings, environment, directory }
     }
@@ -411,8 +421,11 @@ impl Sidecar {
     /// Their workload ids, sorted.
     pub async fn workloads(&self, service: &str) -> Vec<String> {
         let endpoints = self.endpoints(service).await;
-        let mut ids: Vec<_> =
-            endpoints.iter().filter_map(|endpoint| endpoint["workload"].as_str()).map(str::to_owned).collect();
+        let mut ids: Vec<_> = endpoints
+            .iter()
+            .filter_map(|endpoint| endpoint["workload"].as_str())
+            .map(str::to_owned)
+            .collect();
         ids.sort();
         ids
     }

@@ -28,7 +28,8 @@ impl Metrics {
     /// At a line that is not of it.
     pub fn parse(text: &str) -> Self {
         let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
-        let samples = lines.map(|line| sample(line).unwrap_or_else(|| panic!("not a sample: {line}"))).collect();
+        let samples =
+            lines.map(|line| sample(line).unwrap_or_else(|| panic!("not a sample: {line}"))).collect();
         Self { samples, text: text.to_owned() }
     }
 
@@ -45,7 +46,9 @@ impl Metrics {
     ) -> impl Iterator<Item = &'a Sample> {
         self.samples.iter().filter(move |sample| {
             sample.name == name
-                && labels.iter().all(|(key, value)| sample.labels.get(*key).is_some_and(|found| found == value))
+                && labels
+                    .iter()
+                    .all(|(key, value)| sample.labels.get(*key).is_some_and(|found| found == value))
         })
     }
 

@@ -17,8 +17,9 @@ async fn a_new_replica_gets_requests_and_none_fails_meanwhile() {
     let (one, two) = (App::start("one").await, App::start("two").await);
     let _first = mesh.replica("orders-1", "orders", &one).await;
     let front = mesh.caller("front", &["orders.shop"]).await;
-    let load =
-        Load::start(&front.client(), 200.0, |n| request(Method::GET, "orders.shop", &format!("/{n}"), &[], ""));
+    let load = Load::start(&front.client(), 200.0, |n| {
+        request(Method::GET, "orders.shop", &format!("/{n}"), &[], "")
+    });
     load.more(100).await;
     assert_eq!(two.requests(), 0);
     let begun = Instant::now();
@@ -30,7 +31,11 @@ async fn a_new_replica_gets_requests_and_none_fails_meanwhile() {
     report.assert_clean("a new replica");
     assert!(report.answered_by["one"] > 100, "the old one still serves: {report:?}");
     let metrics = front.metrics().await;
-    assert_eq!(metrics.sum("mesh_requests_total", &[("direction", "outbound"), ("status", "200"), ("tls", "mutual")]), report.sent as f64);
+    assert_eq!(
+        metrics
+            .sum("mesh_requests_total", &[("direction", "outbound"), ("status", "200"), ("tls", "mutual")]),
+        report.sent as f64
+    );
     assert_eq!(metrics.sum("mesh_retries_total", &[]), 0.0);
 }
 
