@@ -23,6 +23,8 @@ pub(super) struct Facts<'a> {
     pub(super) seed: u64,
     /// How long requests were sent.
     pub(super) sent_for: Duration,
+    /// How long they should have been, if there was an end to it.
+    pub(super) planned: Option<Duration>,
     /// All sidecars since the mesh came up.
     pub(super) totals: Counts,
     /// All sidecars since the load began.
@@ -224,6 +226,10 @@ fn seconds_of_load(sent_for: Duration, last_success: Duration) -> f64 {
 fn judge(facts: &Facts<'_>) -> Vec<String> {
     let mut failed = Vec::new();
     let tally = facts.tally;
+    if let Some(planned) = facts.planned.filter(|planned| facts.sent_for < *planned) {
+        let (sent, planned) = (facts.sent_for.as_secs_f64(), planned.as_secs_f64());
+        failed.push(format!("interrupted after {sent:.1} s of {planned:.1} s of load"));
+    }
     if tally.issued == 0 {
         failed.push("no request was sent".to_owned());
     }
@@ -263,6 +269,7 @@ mod tests {
             rate: 10,
             seed: 1,
             sent_for: Duration::from_secs(2),
+            planned: Some(Duration::from_secs(2)),
             totals: Counts { requests: 4.0, mutual: 4.0, ..Counts::default() },
             during: Counts::default(),
             edge: EdgeTimes::default(),
@@ -280,11 +287,12 @@ mod tests {
         (tally.issued, tally.succeeded) = (4, 4);
         assert_eq!(judge(&facts(&tally)), Vec::<String>::new());
         type Break = fn(&mut Facts<'_>);
-        let cases: [(Break, &str); 4] = [
+        let cases: [(Break, &str); 5] = [
             (|f| f.totals.mutual = 3.0, "1 of 4 requests did not go over mutual TLS"),
             (|f| f.totals = Counts::default(), "counted no request"),
             (|f| f.served.push(("orders-2".into(), 0.0)), "orders-2 served no request"),
             (|f| f.trace = Err("no trace".into()), "no trace"),
+            (|f| f.planned = Some(Duration::from_secs(3)), "interrupted after 2.0 s of 3.0 s"),
         ];
         for (break_it, words) in cases {
             let mut facts = facts(&tally);
