@@ -1,0 +1,82 @@
+//! Programs from outside, which `cargo xtask test` installs and names.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+/// The program that an environment variable names.
+///
+/// # Panics
+/// When it names none.
+pub(crate) fn component(variable: &str) -> PathBuf {
+    let program = std::env::var_os(variable).map(PathBuf::from);
+    program.unwrap_or_else(|| {
+        panic!(
+            "{variable} names no program: run `cargo xtask test`, which installs what is needed and names it"
+        )
+    })
+}
+
+/// Such a program running, its output in one file. It ends with the test, however that ends.
+pub(crate) struct Running {
+    child: Child,
+    output: PathBuf,
+}
+
+impl Running {
+    /// Starts it.
+    pub(crate) fn start(variable: &str, args: &[String], output: PathBuf) -> Self {
+        let out = File::create(&output).expect("a file for the output");
+        let program = component(variable);
+        // The kernel ends it with the thread of the test, should that be killed.
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(&program)
+            .args(args)
+            .stdin(Stdio::null())
+            .stderr(out.try_clone().expect("a second handle of the file"))
+            .stdout(out)
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot start {}: {error}", program.display()));
+        Self { child, output }
+    }
+
+    /// What it wrote so far.
+    pub(crate) fn output(&self) -> String {
+        std::fs::read(&self.output)
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
+    }
+
+    /// How it ended, if it has.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("a child can be waited for")
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ended_already = self.child.kill();
+        let _status = self.child.wait();
+    }
+}
+
+/// Runs such a program to its end and returns what it said; fails the test when it failed.
+///
+/// # Panics
+/// When it fails.
+pub(crate) fn run(variable: &str, args: &[&str], directory: &Path, input: &str) -> String {
+    let program = component(variable);
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    std::fs::write(file.path(), input).expect("it takes bytes");
+    let output = Command::new(&program)
+        .args(args)
+        .current_dir(directory)
+        .stdin(file.reopen().expect("it is there"))
+        .output()
+        .unwrap_or_else(|error| panic!("cannot start {}: {error}", program.display()));
+    let said =
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    assert!(output.status.success(), "{} {args:?} ({}):\n{said}", program.display(), output.status);
+    said
+}
