@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 /// Time after which an observation weighs 1/e. Finagle's default.
 const DECAY: Duration = Duration::from_secs(10);
-/// Assumed latency of an endpoint never observed, in seconds: above that of a good one, so that a
-/// newcomer gets requests one at a time until its first answer.
+/// Assumed latency, in seconds, of an endpoint that has a request but never answered one: above that
+/// of a good one, so that a newcomer gets requests one at a time until its first answer.
 const UNKNOWN: f64 = 0.03;
 
 /// Latency and requests in flight of one endpoint.
@@ -21,49 +21,61 @@ pub struct Load {
 
 #[derive(Debug)]
 struct Average {
-    seconds: f64,
+    /// `None`: never observed.
+    seconds: Option<f64>,
+    /// The last observation.
     at: Instant,
 }
 
 impl Average {
-    /// The average as it stands at `now`: without new observations it decays towards zero.
-    fn decay(&mut self, now: Instant) -> f64 {
+    /// How much the last average still weighs at `now`.
+    fn weight(&self, now: Instant) -> f64 {
         let elapsed = now.saturating_duration_since(self.at);
-        let weight = (-elapsed.as_secs_f64() / DECAY.as_secs_f64()).exp();
-        self.seconds *= weight;
-        self.at = self.at.max(now);
-        weight
+        (-elapsed.as_secs_f64() / DECAY.as_secs_f64()).exp()
+    }
+
+    /// The average as it stands at `now`: without new observations it decays towards zero. Looking at
+    /// it changes nothing, else the next observation would weigh by the time since the last look.
+    fn seconds(&self, now: Instant) -> Option<f64> {
+        self.seconds.map(|seconds| seconds * self.weight(now))
     }
 }
 
 impl Load {
     /// An endpoint never observed.
     pub fn new(now: Instant) -> Self {
-        Self { average: Mutex::new(Average { seconds: UNKNOWN, at: now }), in_flight: AtomicU32::new(0) }
+        Self { average: Mutex::new(Average { seconds: None, at: now }), in_flight: AtomicU32::new(0) }
     }
 
     /// Adds an answer that took `latency`. A slower one than the average replaces it.
     pub fn observe(&self, latency: Duration, now: Instant) {
         let latency = latency.as_secs_f64();
         let mut average = self.average.lock().expect("no holder of this lock panics");
-        let weight = average.decay(now);
-        average.seconds =
-            if latency > average.seconds { latency } else { average.seconds + latency * (1.0 - weight) };
+        let weight = average.weight(now);
+        let seconds = match average.seconds(now) {
+            Some(decayed) if decayed > latency => decayed + latency * (1.0 - weight),
+            Some(_) | None => latency,
+        };
+        *average = Average { seconds: Some(seconds), at: average.at.max(now) };
     }
 
     /// What another request would cost: average latency in seconds times requests in flight with it.
+    /// Nothing for an endpoint that is idle and was never observed: its first request finds out.
     pub fn cost(&self, now: Instant) -> f64 {
-        let mut average = self.average.lock().expect("no holder of this lock panics");
-        average.decay(now);
-        // The floor keeps requests in flight counting when an average has decayed to nothing.
-        average.seconds.max(1e-6) * f64::from(self.in_flight.load(Ordering::Relaxed) + 1)
+        let in_flight = self.in_flight.load(Ordering::Relaxed);
+        let seconds = self.average.lock().expect("no holder of this lock panics").seconds(now);
+        match (seconds, in_flight) {
+            (None, 0) => 0.0,
+            (None, _) => UNKNOWN * f64::from(in_flight + 1),
+            // The floor keeps requests in flight counting when an average has decayed to nothing.
+            (Some(seconds), _) => seconds.max(1e-6) * f64::from(in_flight + 1),
+        }
     }
 
-    /// Average latency in seconds, for people.
+    /// Average latency in seconds, for people; zero while unknown.
     pub fn seconds(&self, now: Instant) -> f64 {
-        let mut average = self.average.lock().expect("no holder of this lock panics");
-        average.decay(now);
-        average.seconds
+        let average = self.average.lock().expect("no holder of this lock panics");
+        average.seconds(now).unwrap_or_default()
     }
 
     /// Requests in flight.

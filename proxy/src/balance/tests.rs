@@ -111,6 +111,38 @@ fn latency_rises_at_once_and_falls_slowly() {
 }
 
 #[test]
+fn looking_at_the_cost_does_not_make_observations_light() {
+    let start = Instant::now();
+    let (seen, unseen) = (Load::new(start), Load::new(start));
+    let at = |second: u64| start + Duration::from_secs(second);
+    for load in [&seen, &unseen] {
+        load.observe(Duration::from_millis(100), start);
+    }
+    for second in 1..60 {
+        seen.cost(at(second));
+        for load in [&seen, &unseen] {
+            load.observe(Duration::from_millis(50), at(second));
+        }
+    }
+    let (seen, unseen) = (seen.seconds(at(60)), unseen.seconds(at(60)));
+    assert!((seen - unseen).abs() < 1e-9, "{seen} {unseen}");
+    assert!((0.04..0.06).contains(&seen), "an endpoint that takes 50 ms: {seen}");
+}
+
+#[test]
+fn a_newcomer_gets_one_request_at_once_and_more_after_its_answer() {
+    let now = Instant::now();
+    let all = shared(fakes(now, 2));
+    all[0].state.load.observe(Duration::from_millis(1), now);
+    assert_eq!(shares(&all, now, 4), [0, 3000], "idle and unknown: find out");
+    all[1].state.load.begin();
+    assert_eq!(shares(&all, now, 4), [3000, 0], "one at a time");
+    all[1].state.load.observe(Duration::from_millis(1), now);
+    all[1].state.load.end();
+    assert!(shares(&all, now, 4)[1] > 1000);
+}
+
+#[test]
 fn ejection_doubles_to_ten_seconds_and_ends_with_a_success() {
     let mut now = Instant::now();
     let ejection = Ejection::default();
