@@ -42,6 +42,9 @@ pub fn parse(authority: &str, namespace: &str) -> Destination {
         authority
     };
     let Some((host, port)) = split(authority) else { return Destination::Malformed };
+    if !host.bytes().all(is_host_byte) {
+        return Destination::Malformed;
+    }
     let literal = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     if let Ok(address) = literal.parse::<IpAddr>() {
         let local = address.is_loopback() || address.is_unspecified();
@@ -63,6 +66,12 @@ pub fn parse(authority: &str, namespace: &str) -> Destination {
         Ok(name) => Destination::Service { name, port },
         Err(_) => Destination::NotAService,
     }
+}
+
+/// What a host may be written with (RFC 3986 section 3.2.2): else the request is malformed (RFC 9112
+/// section 3.2), not merely for a service nobody knows.
+fn is_host_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=[]:".contains(&byte)
 }
 
 /// Host and port; the port is the default where there is none.
@@ -124,7 +133,7 @@ mod tests {
         for other in ["10.0.0.1", "[2001:db8::1]:80", "a.b.c.d", "example.com.au", "under_score", "-x.shop"] {
             assert_eq!(parse(other, "shop"), Destination::NotAService, "{other}");
         }
-        for bad in ["", ":80", "orders:", "orders:x", "orders:0", "orders:99999", "orders:80:80"] {
+        for bad in ["", ":80", "orders:", "orders:x", "orders:0", "orders:99999", "orders:80:80", "orders shop", "a/b", "a\\b", "a@b"] {
             assert_eq!(parse(bad, "shop"), Destination::Malformed, "{bad}");
         }
     }
