@@ -19,8 +19,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
-use http_body::Frame;
+use http_body::{Body as _, Frame};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Incoming;
@@ -305,6 +306,12 @@ async fn obey(name: String, state: Arc<State>, request: Request<Incoming>) -> Re
         tokio::time::sleep(Duration::from_millis(delay).min(LONGEST_DELAY)).await;
     }
     *response.status_mut() = status.unwrap_or_default();
+    if head.method == Method::HEAD {
+        // hyper's HTTP/2 server would send it.
+        let length = response.body().size_hint().exact().unwrap_or_default();
+        response.headers_mut().insert(CONTENT_LENGTH, length.into());
+        *response.body_mut() = full("");
+    }
     if let Ok(name) = name.parse() {
         response.headers_mut().insert("x-app", name);
     }

@@ -5,8 +5,13 @@
 mod certificates;
 mod discovery;
 mod drain;
+mod http;
 mod identity;
+mod inputs;
 mod loss;
+mod memory;
 mod reach;
+mod refusals;
 mod registry;
+mod retries;
 mod shop;
