@@ -85,10 +85,16 @@ impl Leases {
         !std::mem::replace(&mut lease.ending, true)
     }
 
-    /// Takes the mark back: the end could not be written.
-    pub fn cancel_ending(&mut self, id: LeaseId) {
+    /// Takes the mark back, because the end could not be written: the lease is not due before
+    /// `retry_at`. One without keys is forgotten instead, or those of refused registrations would
+    /// pile up while the disk is full; should its row be on the disk, a restart ends it again.
+    pub fn cancel_ending(&mut self, id: LeaseId, retry_at: Instant) {
+        if self.leases.get(&id).is_some_and(|lease| lease.keys.is_empty()) {
+            self.leases.remove(&id);
+        }
         if let Some(lease) = self.leases.get_mut(&id) {
             lease.ending = false;
+            lease.deadline = lease.deadline.max(retry_at);
         }
     }
 
@@ -199,10 +205,30 @@ mod tests {
         assert!(leases.start_ending(ID));
         assert!(!leases.start_ending(ID));
         assert_eq!(leases.keep_alive(ID, now), None);
-        leases.cancel_ending(ID);
+        leases.attach(ID, "w/1".into());
+        leases.cancel_ending(ID, now);
         assert_eq!(leases.keep_alive(ID, now), Some(TTL));
         leases.remove(ID);
         assert_eq!((leases.keep_alive(ID, now), leases.is_empty()), (None, true));
+    }
+
+    #[test]
+    fn an_end_that_could_not_be_written_is_not_due_again_at_once() {
+        let now = Instant::now();
+        let mut leases = Leases::new(now);
+        leases.grant(ID, TTL, now);
+        leases.attach(ID, "w/1".into());
+        let due = now + TTL;
+        assert_eq!(run(&mut leases, now, TTL), Some(TTL));
+        leases.start_ending(ID);
+        leases.cancel_ending(ID, due + Duration::from_secs(1));
+        assert!(leases.next_look(due).unwrap() >= Duration::from_secs(1));
+        assert_eq!(run(&mut leases, due, TTL), Some(Duration::from_secs(1)));
+        // Nobody waits for the end of a lease without keys.
+        leases.detach(ID, "w/1");
+        leases.start_ending(ID);
+        leases.cancel_ending(ID, due);
+        assert!(leases.is_empty());
     }
 
     #[test]

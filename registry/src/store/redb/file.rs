@@ -85,6 +85,8 @@ pub(super) struct Batch<'a> {
 pub(super) struct Disk {
     path: PathBuf,
     database: Option<Database>,
+    /// Tests put writes that fail in its place.
+    pub(super) write: fn(&Database, &Batch<'_>) -> Result<(), Box<redb::Error>>,
     // Held as long as the store is open; the kernel frees it however the process ends.
     _lock: File,
 }
@@ -100,13 +102,13 @@ impl Disk {
         // Opened once by hand, for an error about access rather than about the format.
         OpenOptions::new().read(true).write(true).open(&path).map_err(|source| access(&path, source))?;
         let (database, loaded) = open_sound(&path)?;
-        Ok((Self { path, database: Some(database), _lock: lock }, loaded))
+        Ok((Self { path, database: Some(database), write, _lock: lock }, loaded))
     }
 
     /// Writes a batch and syncs it.
     pub(super) fn write(&mut self, batch: &Batch<'_>) -> Result<(), Box<redb::Error>> {
         let Some(database) = &self.database else { return Err(Box::new(redb::Error::DatabaseClosed)) };
-        let written = write(database, batch);
+        let written = (self.write)(database, batch);
         if written.is_err() {
             self.database = None;
         }
@@ -241,7 +243,7 @@ fn load(database: &Database) -> Result<Loaded, String> {
     Ok(Loaded { id: field("id")?, revision, entries, leases })
 }
 
-fn write(database: &Database, batch: &Batch<'_>) -> Result<(), Box<redb::Error>> {
+pub(super) fn write(database: &Database, batch: &Batch<'_>) -> Result<(), Box<redb::Error>> {
     let write = database.begin_write().map_err(boxed)?;
     {
         let mut entries = write.open_table(ENTRIES).map_err(boxed)?;

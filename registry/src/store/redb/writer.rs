@@ -19,6 +19,8 @@ use crate::store::{Change, Condition, Entry, LeaseId, Op, Revision, StoreError, 
 
 /// Transactions written with one sync.
 const MAX_BATCH: usize = 256;
+/// After a failure the disk is left alone for so long: opening the file again reads all of it.
+const RETRY: Duration = Duration::from_secs(1);
 
 type Reply = oneshot::Sender<Result<Revision, StoreError>>;
 
@@ -37,8 +39,16 @@ pub(super) enum Work {
 pub(super) struct Writer {
     shared: Arc<Shared>,
     disk: Disk,
+    spell: Option<Spell>,
     errors: IntCounter,
     expired: IntCounter,
+}
+
+/// The disk refuses: from the first failure to the next write that succeeds.
+#[derive(Clone)]
+struct Spell {
+    error: StoreError,
+    retry_at: Instant,
 }
 
 /// A transaction checked and numbered, not yet written.
@@ -58,38 +68,72 @@ struct Stage {
 
 impl Writer {
     pub(super) fn new(shared: Arc<Shared>, disk: Disk, metrics: &Metrics) -> Self {
-        Self { shared, disk, errors: metrics.store_errors.clone(), expired: metrics.leases_expired.clone() }
+        let (errors, expired) = (metrics.store_errors.clone(), metrics.leases_expired.clone());
+        Self { shared, disk, spell: None, errors, expired }
     }
 
     /// Works until every sender is gone and the queue is empty.
     pub(super) fn run(mut self, commands: &Receiver<Command>) {
         loop {
-            let next_look = self.shared.lock().leases.next_look(Instant::now());
-            let first = match next_look {
+            let first = match self.next_look(Instant::now()) {
                 None => commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 Some(wait) => commands.recv_timeout(wait),
             };
             if matches!(first, Err(RecvTimeoutError::Disconnected)) {
                 return;
             }
-            let batch: Vec<_> = first.into_iter().chain(commands.try_iter().take(MAX_BATCH - 1)).collect();
-            if let Err(error) = self.recover() {
-                for command in batch {
-                    if let Work::Commit(_, reply) | Work::Revoke(_, reply) = command.work {
-                        let _gone = reply.send(Err(error.clone()));
-                    }
-                }
-                continue;
-            }
-            let stage = self.stage(batch);
-            self.write(stage);
+            let batch = first.into_iter().chain(commands.try_iter().take(MAX_BATCH - 1)).collect();
+            self.turn(batch, Instant::now());
         }
     }
 
-    /// Checks and numbers a batch; answers at once what needs no write.
-    fn stage(&self, batch: Vec<Command>) -> Stage {
+    /// How long until leases must be looked at; none while there are none.
+    fn next_look(&self, now: Instant) -> Option<Duration> {
+        let wait = self.shared.lock().leases.next_look(now)?;
+        let pause = self.spell.as_ref().map(|spell| spell.retry_at.saturating_duration_since(now));
+        Some(wait.max(pause.unwrap_or_default()))
+    }
+
+    /// Writes a batch and the ends of leases that are due; in a spell's pause refuses instead.
+    fn turn(&mut self, batch: Vec<Command>, now: Instant) {
+        if let Some(spell) = self.spell.as_ref().filter(|spell| now < spell.retry_at) {
+            return self.refuse(batch, spell, now);
+        }
+        if let Err(error) = self.recover() {
+            let spell = self.fail(error, now);
+            return self.refuse(batch, &spell, now);
+        }
+        let stage = self.stage(batch, now);
+        self.write(stage, now);
+    }
+
+    fn refuse(&self, batch: Vec<Command>, spell: &Spell, now: Instant) {
         let mut inner = self.shared.lock();
-        let ended = inner.leases.look(Instant::now());
+        // Leases are kept all the while, so this is no absence; those due stay due.
+        inner.leases.look(now);
+        for command in batch {
+            if let Work::Revoke(lease, _) = &command.work {
+                inner.leases.cancel_ending(*lease, spell.retry_at);
+            }
+            if let Work::Commit(_, reply) | Work::Revoke(_, reply) = command.work {
+                let _gone = reply.send(Err(spell.error.clone()));
+            }
+        }
+    }
+
+    /// Counts a failure, and says so when it is the first of its spell.
+    fn fail(&mut self, error: StoreError, now: Instant) -> Spell {
+        self.errors.inc();
+        if self.spell.is_none() {
+            tracing::error!(%error, "store write failed; free space or mend the disk: the registry goes on with what it has, and tries again");
+        }
+        self.spell.insert(Spell { error, retry_at: now + RETRY }).clone()
+    }
+
+    /// Checks and numbers a batch; answers at once what needs no write.
+    fn stage(&self, batch: Vec<Command>, now: Instant) -> Stage {
+        let mut inner = self.shared.lock();
+        let ended = inner.leases.look(now);
         let mut stage = Stage { revision: inner.revision, overlay: HashMap::new(), staged: Vec::new() };
         for command in batch {
             match command.work {
@@ -110,19 +154,16 @@ impl Writer {
     }
 
     /// Writes a batch, then publishes it; a failed write leaves everything as it was.
-    fn write(&mut self, stage: Stage) {
+    fn write(&mut self, stage: Stage, now: Instant) {
         if stage.staged.is_empty() {
             return;
         }
-        let written = self.disk.write(&self.batch(&stage));
-        let mut inner = self.shared.lock();
-        if let Err(error) = written {
-            self.errors.inc();
-            let error = self.shared.unavailable(&error);
-            tracing::error!(%error, "store write failed; free space or mend the disk: the registry goes on with what it has");
+        if let Err(error) = self.disk.write(&self.batch(&stage)) {
+            let Spell { error, retry_at } = self.fail(self.shared.unavailable(&error), now);
+            let mut inner = self.shared.lock();
             for staged in stage.staged {
                 if let Some(lease) = staged.ends {
-                    inner.leases.cancel_ending(lease);
+                    inner.leases.cancel_ending(lease, retry_at);
                 }
                 if let Some(reply) = staged.reply {
                     let _gone = reply.send(Err(error.clone()));
@@ -130,6 +171,10 @@ impl Writer {
             }
             return;
         }
+        if self.spell.take().is_some() {
+            tracing::info!("store can be written again");
+        }
+        let mut inner = self.shared.lock();
         let mut replies = Vec::new();
         for staged in stage.staged {
             // A lease without keys is one that its holder replaced.
@@ -168,7 +213,6 @@ impl Writer {
     fn recover(&mut self) -> Result<(), StoreError> {
         let loaded = self.disk.reopen().map_err(|error| self.shared.unavailable(&error))?;
         let Some(Loaded { revision, entries, leases, .. }) = loaded else { return Ok(()) };
-        tracing::info!("store can be written again");
         let mut inner = self.shared.lock();
         if revision == inner.revision {
             return Ok(());
@@ -324,7 +368,7 @@ impl Stage {
 mod tests {
     use super::*;
     use crate::store::Store;
-    use crate::store::redb::RedbStore;
+    use crate::store::redb::{FILE_NAME, RedbStore, file};
 
     /// A store whose thread has ended, and a writer in its place that the test drives by hand.
     async fn by_hand(dir: &std::path::Path) -> (RedbStore, Writer) {
@@ -339,14 +383,13 @@ mod tests {
         (store, writer)
     }
 
-    fn put(writer: &mut Writer, key: &str) -> Result<Revision, StoreError> {
+    fn put(writer: &mut Writer, key: &str, now: Instant) -> Result<Revision, StoreError> {
         let (reply, mut answer) = oneshot::channel();
         let mut txn = Txn::default();
         txn.put(key, "2");
         let places = Arc::new(tokio::sync::Semaphore::new(1));
         let _place = places.try_acquire_owned().unwrap();
-        let stage = writer.stage(vec![Command { work: Work::Commit(txn, reply), _place }]);
-        writer.write(stage);
+        writer.turn(vec![Command { work: Work::Commit(txn, reply), _place }], now);
         answer.try_recv().unwrap()
     }
 
@@ -354,14 +397,54 @@ mod tests {
     async fn a_failed_write_loses_nothing_and_the_next_one_opens_the_file_again() {
         let dir = tempfile::tempdir().unwrap();
         let (store, mut writer) = by_hand(dir.path()).await;
-        writer.disk.fail();
-        let error = put(&mut writer, "b").unwrap_err();
+        let now = Instant::now();
+        writer.disk.write = |_, _| Err(Box::new(redb::Error::DatabaseClosed));
+        let error = put(&mut writer, "b", now).unwrap_err();
         assert!(error.to_string().contains("registry.redb cannot be written"), "{error}");
         assert_eq!(writer.errors.get(), 1);
         assert!(store.entry("b").await.unwrap().is_none() && store.entry("a").await.unwrap().is_some());
-        writer.recover().unwrap();
-        assert_eq!(put(&mut writer, "b"), Ok(2));
+        writer.disk.write = file::write;
+        assert_eq!(put(&mut writer, "b", now), Err(error), "it is left alone for a while");
+        assert_eq!(put(&mut writer, "b", now + RETRY), Ok(2));
         assert!(store.entry("b").await.unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_refuses_is_tried_once_a_second_whatever_is_due() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, mut writer) = by_hand(dir.path()).await;
+        let (ttl, lease, begun) = (Duration::from_secs(10), LeaseId(7), Instant::now());
+        let entry = Entry { key: "w/1".into(), value: "v".into(), revision: 1, lease: Some(lease) };
+        let mut inner = store.shared.lock();
+        inner.leases.grant(lease, ttl, begun);
+        inner.leases.attach(lease, entry.key.clone());
+        inner.entries.insert(entry.key.clone(), entry);
+        drop(inner);
+        writer.disk.write = |_, _| Err(Box::new(redb::Error::DatabaseClosed));
+        let mut now = begun;
+        // Due after ten seconds; then twenty of failing writes, and twenty in which the file is gone.
+        let (path, away) = (dir.path().join(FILE_NAME), dir.path().join("away"));
+        for (until, attempts) in [(30, 20..=21), (50, 39..=41)] {
+            let mut turns = 0;
+            while now < begun + Duration::from_secs(until) {
+                now += writer.next_look(now).unwrap();
+                writer.turn(Vec::new(), now);
+                turns += 1;
+            }
+            assert!(
+                turns < 60 && attempts.contains(&writer.errors.get()),
+                "{turns}: {}",
+                writer.errors.get()
+            );
+            if path.exists() {
+                std::fs::rename(&path, &away).unwrap();
+            }
+        }
+        std::fs::rename(&away, &path).unwrap();
+        writer.disk.write = file::write;
+        writer.turn(Vec::new(), now + RETRY);
+        assert!(writer.spell.is_none() && store.shared.lock().leases.is_empty());
+        assert_eq!(store.entry("w/1").await, Ok(None));
     }
 
     #[tokio::test]
@@ -381,6 +464,6 @@ mod tests {
             matches!(watch.next().await, Err(StoreError::Compacted { .. })),
             "watchers read everything again"
         );
-        assert_eq!(put(&mut writer, "d"), Ok(3));
+        assert_eq!(put(&mut writer, "d", Instant::now()), Ok(3));
     }
 }
