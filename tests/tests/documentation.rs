@@ -1,0 +1,273 @@
+//! The documentation against the code: configuration keys, environment variables, metric names,
+//! links, examples. Nothing is started; files are read.
+
+#![allow(clippy::unwrap_used)] // clippy knows tests by their attribute, not what they share.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use outrigger_api::document::parse_yaml;
+use outrigger_common::config::{Key, Origin};
+
+/// Variables the OTLP library reads; the others are read by code of ours.
+const READ_BY_THE_LIBRARY: [&str; 3] =
+    ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_RESOURCE_ATTRIBUTES"];
+/// Variables of commands and of tests, which are no keys.
+const NO_KEYS: [&str; 2] = ["OUTRIGGER_REGISTRY", "OUTRIGGER_IDENTITY"];
+const OF_TESTS: &str = "OUTRIGGER_TEST_";
+/// A README that is not read to its end helps nobody.
+const README_LINES: usize = 120;
+
+const COMPONENTS: [(&str, &[Key]); 3] = [
+    ("Sidecar", outrigger_proxy::config::KEYS),
+    ("Registry", outrigger_registry::config::KEYS),
+    ("Order service", order_service::config::KEYS),
+];
+
+#[test]
+fn configuration_lists_every_key_with_unit_default_and_range_and_no_other() {
+    let text = read("docs/configuration.md");
+    for (heading, keys) in COMPONENTS {
+        let section = section(&text, heading);
+        let mut documented: BTreeMap<_, _> = rows(section)
+            .filter(|cells| cells.len() == 5 && cells[0].starts_with('`'))
+            .map(|cells| (plain(cells[0]), [cells[1].to_owned(), plain(cells[2]), cells[3].to_owned()]))
+            .collect();
+        for key in keys {
+            let told = documented.remove(key.path);
+            let told = told.unwrap_or_else(|| panic!("{heading}: {} is not documented", key.path));
+            assert_eq!(
+                told,
+                [key.unit, key.default, key.range].map(str::to_owned),
+                "{heading}: {}",
+                key.path
+            );
+        }
+        assert_eq!(documented, BTreeMap::new(), "{heading}: keys that do not exist");
+    }
+}
+
+#[test]
+fn environment_variables_named_anywhere_exist_and_those_read_are_documented() {
+    let mut read_by_us = BTreeSet::new();
+    for file in files("proxy/src", "rs") {
+        read_by_us.extend(words(&read_path(&file), "OTEL_"));
+    }
+    let documented = words(&read("docs/configuration.md"), "OTEL_");
+    let missing: Vec<_> =
+        read_by_us.iter().filter(|name| !name.ends_with('_') && !documented.contains(*name)).collect();
+    assert!(missing.is_empty(), "read by the sidecar and not in docs/configuration.md: {missing:?}");
+
+    let keys: BTreeSet<_> = COMPONENTS.iter().flat_map(|(_, keys)| keys.iter().map(Key::env)).collect();
+    for document in documents() {
+        let (text, place) = (read_path(&document), document.display());
+        for name in words(&text, "OTEL_").iter().filter(|name| !name.ends_with('_')) {
+            let exists = read_by_us.contains(name) || READ_BY_THE_LIBRARY.contains(&name.as_str());
+            assert!(exists, "{place}: nothing reads {name}");
+        }
+        for name in words(&text, "OUTRIGGER_").iter().filter(|name| !name.ends_with('_')) {
+            let exists =
+                keys.contains(name) || NO_KEYS.contains(&name.as_str()) || name.starts_with(OF_TESTS);
+            assert!(exists, "{place}: {name} sets no key");
+        }
+    }
+}
+
+#[test]
+fn metrics_named_anywhere_are_in_the_list_of_metrics() {
+    let listed: BTreeSet<String> = rows(&read("docs/metrics.md"))
+        .filter_map(|cells| cells.first().map(|cell| words(cell, "mesh_")))
+        .flatten()
+        .collect();
+    assert!(listed.len() > 20, "docs/metrics.md lists {} families", listed.len());
+    let exists = |name: &str| {
+        let family = ["_bucket", "_sum", "_count"].iter().find_map(|part| name.strip_suffix(part));
+        listed.contains(name)
+            || family.is_some_and(|family| listed.contains(family))
+            // `mesh_registry_*`: a family of families.
+            || (name.ends_with('_') && listed.iter().any(|family| family.starts_with(name)))
+    };
+    for document in documents() {
+        for name in words(&read_path(&document), "mesh_") {
+            assert!(exists(&name), "{}: docs/metrics.md has no {name}", document.display());
+        }
+    }
+}
+
+#[test]
+fn links_to_files_and_headings_lead_somewhere() {
+    let mut checked = 0;
+    for document in documents() {
+        for target in links(&read_path(&document)) {
+            if target.contains("://") || target.starts_with("mailto:") {
+                continue;
+            }
+            let (file, heading) = target.split_once('#').unwrap_or((&target, ""));
+            let path = match file {
+                "" => document.clone(),
+                file => document.parent().unwrap().join(file),
+            };
+            assert!(path.exists(), "{}: {target} leads nowhere", document.display());
+            if !heading.is_empty() {
+                let anchors = anchors(&read_path(&path));
+                assert!(anchors.contains(heading), "{}: {target}: no such heading", document.display());
+            }
+            checked += 1;
+        }
+    }
+    assert!(checked > 20, "only {checked} links were found");
+}
+
+#[test]
+fn examples_of_the_configuration_are_accepted() {
+    let text = read("docs/configuration.md");
+    let sidecar = fenced(section(&text, "Sidecar"), "yaml");
+    assert!(!sidecar.is_empty());
+    for example in sidecar {
+        let (file, token) =
+            ("token_file: /run/secrets/outrigger-token", "token: outrigger-join.id.secret.pin");
+        assert!(example.contains(file), "{example}");
+        let keys = outrigger_proxy::config::KEYS;
+        let origin = Origin::new(Some("example.yaml".into()), example.replace(file, token), Vec::new(), keys);
+        outrigger_proxy::config::Config::load(&origin).unwrap();
+    }
+    for example in fenced(section(&text, "Resources"), "yaml") {
+        assert_eq!(parse_yaml(Path::new("example.yaml"), &example).unwrap().len(), 2);
+    }
+}
+
+#[test]
+fn the_readme_is_short_and_knows_the_toolchain_and_every_part() {
+    let (readme, manifest) = (read("README.md"), read("Cargo.toml"));
+    assert!(readme.lines().count() <= README_LINES, "README.md has {} lines", readme.lines().count());
+    let version = quoted(&manifest, "rust-version = ");
+    assert!(readme.contains(&version), "README.md does not name Rust {version}");
+    let members = manifest.lines().find_map(|line| line.strip_prefix("members = ")).unwrap();
+    let tree = fenced(&readme, "text").concat();
+    for member in members.split('"').skip(1).step_by(2) {
+        assert!(
+            tree.lines().any(|line| line.starts_with(&format!("{member}/"))),
+            "README.md's map lacks {member}/"
+        );
+    }
+    for line in tree.lines().filter(|line| line.contains("/ ")) {
+        let place = line.split_whitespace().next().unwrap();
+        assert!(root().join(place).exists(), "README.md's map has {place}, which does not exist");
+    }
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+fn read(path: &str) -> String {
+    read_path(&root().join(path))
+}
+
+fn read_path(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// What people read.
+fn documents() -> Vec<PathBuf> {
+    let mut found = files("docs", "md");
+    found.extend(["README.md", "CHANGELOG.md", "CONTRIBUTING.md"].map(|name| root().join(name)));
+    found
+}
+
+fn files(directory: &str, extension: &str) -> Vec<PathBuf> {
+    let (mut found, mut waiting) = (Vec::new(), vec![root().join(directory)]);
+    while let Some(directory) = waiting.pop() {
+        for entry in fs::read_dir(&directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                waiting.push(path);
+            } else if path.extension().is_some_and(|found| found == extension) {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+/// The lines under a heading of the second level.
+fn section<'a>(text: &'a str, heading: &str) -> &'a str {
+    let start = format!("\n## {heading}\n");
+    let (_, rest) = text.split_once(&start).unwrap_or_else(|| panic!("no section {heading}"));
+    rest.split("\n## ").next().unwrap()
+}
+
+/// The cells of every row of every table.
+fn rows(text: &str) -> impl Iterator<Item = Vec<&str>> {
+    text.lines()
+        .filter_map(|line| line.trim().strip_prefix('|')?.strip_suffix('|'))
+        .map(|row| row.split('|').map(str::trim).collect())
+}
+
+/// A cell without its code marks.
+fn plain(cell: &str) -> String {
+    cell.trim_matches('`').to_owned()
+}
+
+/// Every word that starts with `prefix`, of letters, digits and `_` in one case.
+fn words(text: &str, prefix: &str) -> BTreeSet<String> {
+    let part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    text.match_indices(prefix)
+        .filter(|(at, _)| !text[..*at].ends_with(part))
+        .map(|(at, _)| text[at..].split(|c| !part(c)).next().unwrap_or_default().to_owned())
+        .collect()
+}
+
+/// Text between fences that open with `language`.
+fn fenced(text: &str, language: &str) -> Vec<String> {
+    let (mut blocks, mut open): (Vec<String>, Option<Vec<&str>>) = (Vec::new(), None);
+    for line in text.lines() {
+        match (&mut open, line.strip_prefix("```")) {
+            (None, Some(found)) if found == language => open = Some(Vec::new()),
+            (Some(lines), None) => lines.push(line),
+            (Some(lines), Some(_)) => {
+                blocks.push(lines.join("\n") + "\n");
+                open = None;
+            }
+            (None, _) => {}
+        }
+    }
+    blocks
+}
+
+/// Lines outside fences: what is inside is no Markdown.
+fn unfenced(text: &str) -> impl Iterator<Item = &str> {
+    let mut inside = false;
+    text.lines().filter(move |line| {
+        let fence = line.starts_with("```");
+        inside ^= fence;
+        !inside && !fence
+    })
+}
+
+/// Targets of `[text](target)`.
+fn links(text: &str) -> Vec<String> {
+    unfenced(text)
+        .flat_map(|line| line.split("](").skip(1).filter_map(|rest| rest.split(')').next()))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The anchors that headings get when pages are rendered.
+fn anchors(text: &str) -> BTreeSet<String> {
+    unfenced(text)
+        .filter(|line| line.starts_with('#'))
+        .map(|line| {
+            let title = line.trim_start_matches('#').trim().to_lowercase();
+            let kept = title.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+            kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+        })
+        .collect()
+}
+
+/// What stands in quotes after `start` on a line of its own.
+fn quoted(text: &str, start: &str) -> String {
+    let value = text.lines().find_map(|line| line.strip_prefix(start)).unwrap();
+    value.trim_matches('"').to_owned()
+}
