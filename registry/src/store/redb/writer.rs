@@ -415,11 +415,12 @@ mod tests {
         let (store, mut writer) = by_hand(dir.path()).await;
         let (ttl, lease, begun) = (Duration::from_secs(10), LeaseId(7), Instant::now());
         let entry = Entry { key: "w/1".into(), value: "v".into(), revision: 1, lease: Some(lease) };
-        let mut inner = store.shared.lock();
-        inner.leases.grant(lease, ttl, begun);
-        inner.leases.attach(lease, entry.key.clone());
-        inner.entries.insert(entry.key.clone(), entry);
-        drop(inner);
+        {
+            let mut inner = store.shared.lock();
+            inner.leases.grant(lease, ttl, begun);
+            inner.leases.attach(lease, entry.key.clone());
+            inner.entries.insert(entry.key.clone(), entry);
+        }
         writer.disk.write = |_, _| Err(Box::new(redb::Error::DatabaseClosed));
         let mut now = begun;
         // Due after ten seconds; then twenty of failing writes, and twenty in which the file is gone.
