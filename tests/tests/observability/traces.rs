@@ -278,6 +278,33 @@ async fn a_dead_collector_costs_spans_and_no_request() {
 }
 
 #[tokio::test]
+async fn a_collector_that_hangs_holds_a_bounded_number_of_spans_and_no_request() {
+    let mesh = Mesh::start().await;
+    // Its connections wait in the accept queue for ever.
+    let hung = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", hung.local_addr().unwrap());
+    let orders = App::start("orders").await;
+    let _back = mesh.replica("orders-1", "orders", &orders).await;
+    let front = exports(mesh.sidecar("front").calls(&["orders.shop"]), &endpoint);
+    let (queue, batch) = (8, 1);
+    let front = front.env("OTEL_BSP_MAX_QUEUE_SIZE", &queue.to_string());
+    let front = front.env("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", &batch.to_string()).start().await;
+    let client = front.client();
+    let requests = 50;
+    for number in 1..=requests {
+        let traceparent = format!("00-{number:032x}-{PARENT}-01");
+        let request = request(Method::GET, "orders.shop", "/", &[("traceparent", &traceparent)], "");
+        assert_eq!(client.send(request).await.unwrap().status, 200);
+    }
+    until("what the queue does not hold is counted", || async {
+        let full = front.metrics().await.sum("mesh_spans_dropped_total", &[("reason", "queue_full")]);
+        full >= f64::from(requests - queue - batch)
+    })
+    .await;
+    assert_eq!(front.metrics().await.value("mesh_spans_exported_total"), 0.0);
+}
+
+#[tokio::test]
 async fn spans_go_to_the_registry_unless_told_otherwise() {
     let mesh = Mesh::start().await;
     let orders = App::start("orders").await;
