@@ -7,10 +7,11 @@ use arc_swap::ArcSwapOption;
 use http::HeaderValue;
 use opentelemetry::KeyValue;
 use outrigger_common::channel::{self, Trust};
-use outrigger_common::drain::DrainTrigger;
+use outrigger_common::drain::{Drain, DrainTrigger};
 use outrigger_common::identity::SpiffeId;
 use outrigger_common::listen::{self, ListenError};
 use outrigger_common::name::ServiceName;
+use outrigger_common::signal::Shutdown;
 use outrigger_common::tasks::Tasks;
 use outrigger_common::telemetry::chain;
 use tokio::net::TcpListener;
@@ -91,11 +92,7 @@ impl Proxy {
     pub fn bind(config: Config) -> Result<Self, Error> {
         let (data, control) = (runtime::data_plane(config.workers)?, runtime::control()?);
         let (listeners, own) = data.block_on(open(&config))?;
-        if let Some(served) = config
-            .services
-            .iter()
-            .find(|served| served.target.ip().is_loopback() && own.has_port(served.target.port()))
-        {
+        if let Some(served) = config.services.iter().find(|served| own.contains(served.target)) {
             return Err(Error::OwnTarget(served.target));
         }
         let metrics = Arc::new(Metrics::new(config.limits.edges));
@@ -117,12 +114,21 @@ impl Proxy {
             spans: sink,
             telemetry,
             tasks: Tasks::on(data.handle().clone()),
+            connections: Tasks::on(data.handle().clone()),
             inbound_drain: drains.inbound.listen(),
             outbound_drain: drains.outbound.listen(),
             config,
         });
         let status = Arc::new(Status::default());
         Ok(Self { data, control, shared, status, listeners, wanted, spans, drains })
+    }
+
+    /// Takes SIGTERM, SIGINT and SIGHUP over, from now on.
+    ///
+    /// # Errors
+    /// When the process may not install signal handlers.
+    pub fn listen_for_signals(&self) -> std::io::Result<Shutdown> {
+        self.control.block_on(async { Shutdown::listen() })
     }
 
     /// Where it listens.
@@ -235,15 +241,28 @@ impl Controller {
         }
         // The mesh listener waits for this; if it is gone, so are we.
         let _gone = joined.send(());
-        let registrar = Arc::new(Registrar::new(self.shared.clone(), self.status.clone(), self.link.clone()));
+        let registrar = Arc::new(Registrar::new(
+            self.shared.clone(),
+            self.status.clone(),
+            self.link.clone(),
+            tasks.clone(),
+        ));
         let watch = Watch::new(self.shared.clone(), self.status.clone(), self.link.clone(), wanted);
         tasks.spawn("watch", watch.run());
-        tasks.spawn("certificates", certs::renew_forever(self.shared.clone(), self.link.clone()));
+        tasks.spawn(
+            "certificates",
+            certs::renew_forever(self.shared.clone(), self.link.clone(), self.status.clone()),
+        );
         let registering = registrar.clone();
         tasks.spawn("registration", async move { registering.run().await });
-        tasks.spawn("spans", export(self.shared.clone(), self.link.clone(), spans));
+        let finish = DrainTrigger::new();
+        let exporting = export(self.shared.clone(), self.link.clone(), spans, finish.listen());
+        let exporting = tasks.spawn_joinable("spans", exporting);
         shutdown.await;
         self.drain(&registrar).await;
+        // The last spans, if the collector takes them at once.
+        finish.start();
+        let _late = tokio::time::timeout(LAST_SPANS, exporting).await;
         Ok(())
     }
 
@@ -290,12 +309,13 @@ impl Controller {
         let deadline = Instant::now() + config.deadline;
         let quiet = self.quiet(deadline).await;
         self.drains.outbound.start();
-        let left = deadline.saturating_duration_since(Instant::now()).min(GOODBYE);
-        let tasks = self.shared.tasks.join(left).await;
-        if quiet {
+        // Whatever came in after that look is served as well; idle connections end at once.
+        let left = deadline.saturating_duration_since(Instant::now()).max(GOODBYE);
+        let connections = self.shared.connections.join(left).await;
+        if quiet && connections == 0 {
             tracing::info!("drained");
         } else {
-            tracing::warn!(tasks, "the deadline ended requests in flight");
+            tracing::warn!(connections, "the deadline ended requests in flight");
         }
     }
 
@@ -323,8 +343,10 @@ impl Controller {
 
 /// Time without any request after which an application counts as done.
 const QUIET: Duration = Duration::from_millis(500);
-/// Time for the last GOAWAY and `Connection: close` to be written once nothing is in flight.
-const GOODBYE: Duration = Duration::from_millis(500);
+/// Time for the last GOAWAY and `Connection: close` to be written, even past the deadline.
+const GOODBYE: Duration = Duration::from_millis(100);
+/// Time for the last spans to leave.
+const LAST_SPANS: Duration = Duration::from_secs(1);
 
 fn caller(config: &Config, id: SpiffeId) -> Option<Caller> {
     let namespace = id.namespace()?.to_owned();
@@ -335,7 +357,7 @@ fn caller(config: &Config, id: SpiffeId) -> Option<Caller> {
 }
 
 /// Exports spans to the collector of the environment, else to the registry.
-async fn export(shared: Arc<Shared>, link: Arc<Link>, spans: mpsc::Receiver<FinishedSpan>) {
+async fn export(shared: Arc<Shared>, link: Arc<Link>, spans: mpsc::Receiver<FinishedSpan>, finish: Drain) {
     let telemetry = &shared.telemetry;
     let target = match &telemetry.collector {
         None => spans::Target::Registry(link),
@@ -358,5 +380,7 @@ async fn export(shared: Arc<Shared>, link: Arc<Link>, spans: mpsc::Receiver<Fini
     ];
     let service = telemetry.service.clone().unwrap_or_else(|| caller.source.name().to_owned());
     let identity = spans::Identity { service, attributes };
-    spans::export(target, identity, telemetry.batching, spans, shared.metrics.clone()).await;
+    let exporter =
+        spans::Exporter { target, batching: telemetry.batching, metrics: shared.metrics.clone(), finish };
+    exporter.run(identity, spans).await;
 }

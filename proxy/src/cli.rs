@@ -6,7 +6,6 @@ use std::process::ExitCode;
 
 use clap::{Args as ClapArgs, ValueEnum};
 use outrigger_common::config::Origin;
-use outrigger_common::signal::Shutdown;
 use outrigger_common::telemetry::{chain, init_logging};
 
 use crate::app::Proxy;
@@ -58,6 +57,8 @@ pub fn main_with(args: &Args) -> ExitCode {
 
 fn run(config: Config, output: Output) -> Result<(), Box<dyn std::error::Error>> {
     let proxy = Proxy::bind(config)?;
+    // Before anybody learns that we are there: a signal must drain, not kill.
+    let mut shutdown = proxy.listen_for_signals()?;
     let own = proxy.addresses();
     tracing::info!(outbound = %own.outbound, mesh = %own.mesh, admin = %own.admin, workload = proxy.workload(), "listening");
     if output == Output::Json {
@@ -69,17 +70,9 @@ fn run(config: Config, output: Output) -> Result<(), Box<dyn std::error::Error>>
         });
         writeln!(std::io::stdout().lock(), "{line}")?;
     }
-    proxy.run(async {
-        match Shutdown::listen() {
-            Ok(mut shutdown) => {
-                let signal = shutdown.wait().await;
-                tracing::info!(signal, "asked to end");
-            }
-            Err(error) => {
-                tracing::error!(%error, "cannot listen for signals; only SIGKILL ends this process");
-                std::future::pending::<()>().await;
-            }
-        }
+    proxy.run(async move {
+        let signal = shutdown.wait().await;
+        tracing::info!(signal, "asked to end");
     })?;
     Ok(())
 }

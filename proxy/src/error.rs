@@ -81,10 +81,12 @@ pub enum ProxyError {
     #[error("{0} refused this sidecar's certificate")]
     CertificateRefused(SocketAddr),
     /// The connection broke after the request, or part of it, was sent.
-    #[error("{address} broke the connection before the response head")]
+    #[error("{address} broke off before the response head")]
     Reset {
         /// The endpoint's sidecar.
         address: SocketAddr,
+        /// The request's own stream alone: the connection goes on.
+        stream_only: bool,
         /// What HTTP said.
         #[source]
         source: hyper::Error,
@@ -178,12 +180,7 @@ impl ProxyError {
     /// Whether the application may have seen the request.
     pub fn delivery(&self) -> Delivery {
         match self {
-            Self::BadRequest(_)
-            | Self::Loop(_)
-            | Self::MethodNotSupported(_)
-            | Self::UnknownService(_)
-            | Self::UnknownPort { .. }
-            | Self::DiscoveryUnavailable(_)
+            Self::DiscoveryUnavailable(_)
             | Self::NoEndpoint(_)
             | Self::Connect { .. }
             | Self::Tls { .. }
@@ -193,7 +190,13 @@ impl ProxyError {
             | Self::NotServed(_)
             | Self::AppUnreachable { .. }
             | Self::AppUnsent(_) => Delivery::Undelivered,
-            Self::Reset { .. }
+            // The first five are about the request itself: another endpoint would say the same.
+            Self::BadRequest(_)
+            | Self::Loop(_)
+            | Self::MethodNotSupported(_)
+            | Self::UnknownService(_)
+            | Self::UnknownPort { .. }
+            | Self::Reset { .. }
             | Self::RequestTimeout(_)
             | Self::IdleTimeout(_)
             | Self::ClientClosed
@@ -210,8 +213,9 @@ impl ProxyError {
             | Self::Identity { .. }
             | Self::CertificateRefused(_)
             | Self::Unsent(_)
-            | Self::Reset { .. } => true,
-            Self::BadRequest(_)
+            | Self::Reset { stream_only: false, .. } => true,
+            Self::Reset { stream_only: true, .. }
+            | Self::BadRequest(_)
             | Self::Loop(_)
             | Self::MethodNotSupported(_)
             | Self::UnknownService(_)
@@ -228,4 +232,17 @@ impl ProxyError {
             | Self::AppTimeout(_) => false,
         }
     }
+}
+
+/// The first error of a type among the causes; I/O errors are looked into.
+pub(crate) fn cause<E: std::error::Error + 'static>(error: &hyper::Error) -> Option<&E> {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(cause) = source {
+        let inner = || cause.downcast_ref::<std::io::Error>()?.get_ref()?.downcast_ref();
+        if let Some(found) = cause.downcast_ref().or_else(inner) {
+            return Some(found);
+        }
+        source = cause.source();
+    }
+    None
 }

@@ -41,7 +41,7 @@ pub async fn accept<F, Fut>(
                     continue;
                 }
                 let serving = serve(shared.clone(), stream);
-                shared.tasks.spawn(name, async move {
+                shared.connections.spawn(name, async move {
                     serving.await;
                     drop(permit);
                 });

@@ -45,6 +45,8 @@ pub struct Shared {
     pub telemetry: Environment,
     /// Spawns on the data plane.
     pub tasks: Tasks,
+    /// The same for the connections of clients, whose end the drain awaits.
+    pub connections: Tasks,
     /// Heard by the mesh listener and its connections.
     pub inbound_drain: Drain,
     /// Heard, later, by the outbound listener and its connections.
@@ -73,6 +75,16 @@ pub struct OwnAddresses {
 }
 
 impl OwnAddresses {
+    /// Whether connecting to `target` reaches the sidecar itself.
+    pub fn contains(&self, target: SocketAddr) -> bool {
+        [self.outbound, self.mesh, self.admin].iter().any(|own| {
+            own.port() == target.port()
+                && (own.ip() == target.ip()
+                    || own.ip().is_unspecified()
+                    || (own.ip().is_loopback() && target.ip().is_loopback()))
+        })
+    }
+
     /// Whether an address of this machine with `port` is one of the sidecar's own.
     pub fn has_port(&self, port: u16) -> bool {
         [self.outbound, self.mesh, self.admin].iter().any(|own| own.port() == port)

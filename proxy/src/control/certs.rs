@@ -13,6 +13,7 @@ use outrigger_common::telemetry::chain;
 use tonic::{Code, Status};
 
 use super::link::Link;
+use super::status::Status as Standing;
 use crate::shared::{Shared, TlsConfigs};
 
 /// Longest call for a certificate.
@@ -51,40 +52,48 @@ pub enum JoinError {
 /// # Errors
 /// The token or the answer is no good: asking again would not help.
 pub async fn join(shared: &Shared, waiting: impl Fn(String)) -> Result<Svid, JoinError> {
-    let config = &shared.config;
-    let registry = || config.registry.clone();
-    let identity = |source| JoinError::Identity { registry: registry(), source };
     // One key for all tries: the registry recognises a repeated request whose answer was lost.
-    let request = KeyRequest::generate().map_err(identity)?;
+    let request = KeyRequest::generate().map_err(|source| unusable(shared, source))?;
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-    let trust = Trust::Pin(config.token.pin.as_str().into());
     loop {
-        let status = match channel::registry(&config.registry, trust.clone()) {
-            Ok(channel) => {
-                let message = v1::JoinRequest {
-                    token_id: config.token.id.clone(),
-                    secret: config.token.secret.clone(),
-                    csr: request.csr.to_vec(),
-                };
-                match within(JoinClient::new(channel).join(message)).await {
-                    Ok(answer) => return complete(request, answer).map_err(identity),
-                    Err(status) => status,
-                }
-            }
-            Err(error) => Status::invalid_argument(format!("registry.address: {error}")),
-        };
-        let message = status.message().to_owned();
-        match status.code() {
-            Code::Unauthenticated
-            | Code::PermissionDenied
-            | Code::InvalidArgument
-            | Code::FailedPrecondition => {
-                return Err(JoinError::Refused { registry: registry(), message });
-            }
-            _ => waiting(format!("cannot join the registry at {}: {}", config.registry, chain(&status))),
+        match join_once(shared, &request).await {
+            Ok(answer) => return complete(request, answer).map_err(|source| unusable(shared, source)),
+            Err(Attempt::Refused(error)) => return Err(error),
+            Err(Attempt::Later(why)) => waiting(why),
         }
         tokio::time::sleep(backoff.next(fastrand::f64())).await;
     }
+}
+
+/// Why one try did not succeed.
+enum Attempt {
+    /// Trying again would not help.
+    Refused(JoinError),
+    /// It may.
+    Later(String),
+}
+
+async fn join_once(shared: &Shared, request: &KeyRequest) -> Result<v1::CertificateResponse, Attempt> {
+    let (registry, token) = (&shared.config.registry, &shared.config.token);
+    let refused =
+        |message: String| Attempt::Refused(JoinError::Refused { registry: registry.clone(), message });
+    let channel = channel::registry(registry, Trust::Pin(token.pin.as_str().into()));
+    let channel = channel.map_err(|error| refused(format!("registry.address: {error}")))?;
+    let message = v1::JoinRequest {
+        token_id: token.id.clone(),
+        secret: token.secret.clone(),
+        csr: request.csr.to_vec(),
+    };
+    within(JoinClient::new(channel).join(message)).await.map_err(|status| match status.code() {
+        Code::Unauthenticated | Code::PermissionDenied | Code::InvalidArgument | Code::FailedPrecondition => {
+            refused(status.message().to_owned())
+        }
+        _ => Attempt::Later(format!("cannot join the registry at {registry}: {}", chain(&status))),
+    })
+}
+
+fn unusable(shared: &Shared, source: IdentityError) -> JoinError {
+    JoinError::Identity { registry: shared.config.registry.clone(), source }
 }
 
 /// Puts an identity in force: TLS of both sides, the registry's channel, the gauge.
@@ -100,8 +109,9 @@ pub fn install(shared: &Shared, svid: Svid) -> Result<(), IdentityError> {
     Ok(())
 }
 
-/// Renews for ever: at two thirds of each lifetime, more often while it fails.
-pub async fn renew_forever(shared: Arc<Shared>, link: Arc<Link>) {
+/// Renews for ever: at two thirds of each lifetime, more often while it fails. A certificate that has
+/// expired proves nothing any more: then the join token has to do, if it still can.
+pub async fn renew_forever(shared: Arc<Shared>, link: Arc<Link>, status: Arc<Standing>) {
     let mut due = due(&shared);
     let mut backoff = retry_pace(&shared);
     loop {
@@ -111,23 +121,37 @@ pub async fn renew_forever(shared: Arc<Shared>, link: Arc<Link>) {
         if SystemTime::now() < due {
             continue;
         }
-        match renew(&shared, &link).await {
+        let left =
+            || shared.svid.load().as_ref().map(|svid| svid.remaining(SystemTime::now())).unwrap_or_default();
+        let result =
+            if left().is_zero() { rejoin(&shared, &link).await } else { renew(&shared, &link).await };
+        match result {
             Ok(()) => {
+                status.expired(None);
                 due = self::due(&shared);
                 backoff = retry_pace(&shared);
             }
             Err(error) => {
-                let left = shared
-                    .svid
-                    .load()
-                    .as_ref()
-                    .map(|svid| svid.remaining(SystemTime::now()))
-                    .unwrap_or_default();
+                let left = left();
                 tracing::warn!(error, expires_in = ?left, "certificate not renewed; trying again");
+                if left.is_zero() {
+                    status.expired(Some(format!(
+                        "the certificate has expired and cannot be renewed ({error}); give this sidecar a new token of `outrigger token` and restart it"
+                    )));
+                }
                 due = SystemTime::now() + backoff.next(fastrand::f64());
             }
         }
     }
+}
+
+async fn rejoin(shared: &Shared, link: &Link) -> Result<(), String> {
+    let request = KeyRequest::generate().map_err(|error| chain(&error))?;
+    let answer = join_once(shared, &request).await.map_err(|attempt| match attempt {
+        Attempt::Refused(error) => chain(&error),
+        Attempt::Later(why) => why,
+    })?;
+    replace(shared, link, complete(request, answer))
 }
 
 fn due(shared: &Shared) -> SystemTime {
@@ -152,7 +176,12 @@ async fn renew(shared: &Shared, link: &Link) -> Result<(), String> {
     let answer = within(CertificatesClient::new(link.channel()).renew(message))
         .await
         .map_err(|status| chain(&status))?;
-    let svid = complete(request, answer).map_err(|error| chain(&error))?;
+    replace(shared, link, complete(request, answer))
+}
+
+/// Puts a later certificate in force, if it is still ours.
+fn replace(shared: &Shared, link: &Link, svid: Result<Svid, IdentityError>) -> Result<(), String> {
+    let svid = svid.map_err(|error| chain(&error))?;
     if shared.caller.get().is_some_and(|caller| caller.id != svid.id) {
         return Err(format!("the registry sent a certificate of {}", svid.id));
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use outrigger_api::v1;
 use outrigger_api::v1::registration_client::RegistrationClient;
 use outrigger_common::backoff::Backoff;
+use outrigger_common::tasks::Tasks;
 use outrigger_common::telemetry::chain;
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
@@ -26,6 +27,7 @@ pub struct Registrar {
     shared: Arc<Shared>,
     status: Arc<Status>,
     link: Arc<Link>,
+    tasks: Tasks,
     /// The lease, once there is one; taken by [`Registrar::deregister`].
     lease: Mutex<Lease>,
 }
@@ -41,8 +43,8 @@ enum Lease {
 
 impl Registrar {
     /// A workload not registered yet.
-    pub fn new(shared: Arc<Shared>, status: Arc<Status>, link: Arc<Link>) -> Self {
-        Self { shared, status, link, lease: Mutex::new(Lease::None) }
+    pub fn new(shared: Arc<Shared>, status: Arc<Status>, link: Arc<Link>, tasks: Tasks) -> Self {
+        Self { shared, status, link, tasks, lease: Mutex::new(Lease::None) }
     }
 
     /// Registers, then renews the lease at a third of its time and at every change of health, for ever.
@@ -174,13 +176,18 @@ impl Registrar {
         given.or_else(|| towards(&self.shared.config.registry)).unwrap_or(Ipv4Addr::LOCALHOST.into())
     }
 
-    /// Whether each port of the application accepts a TCP connection.
+    /// Whether each port of the application accepts a TCP connection; all are asked at once.
     async fn check(&self) -> Vec<bool> {
         let limit = self.shared.config.health.timeout;
-        let mut healthy = Vec::new();
-        for served in &self.shared.config.services {
-            let connected = tokio::time::timeout(limit, TcpStream::connect(served.target)).await;
-            healthy.push(matches!(connected, Ok(Ok(_))));
+        let check = |served: &Served| {
+            let connecting = TcpStream::connect(served.target);
+            let check = async move { matches!(tokio::time::timeout(limit, connecting).await, Ok(Ok(_))) };
+            self.tasks.spawn_joinable("health check", check)
+        };
+        let checks: Vec<_> = self.shared.config.services.iter().map(check).collect();
+        let mut healthy = Vec::with_capacity(checks.len());
+        for check in checks {
+            healthy.push(check.await.unwrap_or(false));
         }
         healthy
     }

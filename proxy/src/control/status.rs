@@ -16,6 +16,8 @@ struct Facts {
     /// When the registry last confirmed the snapshot, while the stream is down.
     confirmed: Option<Instant>,
     draining: bool,
+    /// Why this sidecar can prove no identity any more.
+    expired: Option<String>,
     /// Why the registry cannot be used, if it cannot.
     trouble: Option<String>,
 }
@@ -63,6 +65,11 @@ impl Status {
         self.with(|facts| facts.registered = true);
     }
 
+    /// The certificate has expired, and why it stays so; `None`: it is valid again.
+    pub fn expired(&self, why: Option<String>) {
+        self.with(|facts| facts.expired = why);
+    }
+
     /// The end has begun.
     pub fn draining(&self) {
         self.with(|facts| facts.draining = true);
@@ -96,6 +103,7 @@ impl Status {
                     missing.push(what.to_owned());
                 }
             }
+            missing.extend(facts.expired.clone());
             if !missing.is_empty()
                 && let Some(trouble) = &facts.trouble
             {

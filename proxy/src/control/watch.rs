@@ -97,8 +97,9 @@ impl Watch {
     async fn stream(&mut self, backoff: &mut Backoff) -> Result<(), tonic::Status> {
         let (requests, outgoing) = mpsc::channel(64);
         let hello = self.hello();
+        let held: HashSet<&str> = self.state.held().collect();
         let add: Vec<_> =
-            self.subscribed.iter().filter(|name| !hello.services.contains(name)).cloned().collect();
+            self.subscribed.iter().filter(|name| !held.contains(name.as_str())).cloned().collect();
         send(&requests, watch_request::Message::Hello(hello)).await;
         if !add.is_empty() {
             send(&requests, watch_request::Message::Subscribe(v1::Subscribe { add, remove: Vec::new() }))
@@ -165,6 +166,11 @@ impl Watch {
         self.revision = update.revision;
         let applied = self.state.apply(update);
         for name in &applied.changed {
+            if !self.subscribed.contains(name) {
+                // It was on its way when the subscription ended: nobody would tell of its next change.
+                self.state.forget(name);
+                continue;
+            }
             self.negative.retain(|negative| negative != name);
             if matches!(self.state.service(name), Some(super::state::Held::Unknown)) {
                 self.negative.push_back(name.clone());

@@ -10,6 +10,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Sleep;
 
+use super::headers;
 use super::replay::RequestBody;
 use crate::balance::EndpointState;
 use crate::pool::Lease;
@@ -136,12 +137,19 @@ impl ResponseBody {
             }
             Poll::Ready(Some(Ok(frame))) => {
                 self.timer = None;
+                let frame = match frame.into_trailers() {
+                    Ok(mut trailers) => {
+                        self.record.grpc_status(&trailers);
+                        headers::strip_claims(&mut trailers);
+                        Frame::trailers(trailers)
+                    }
+                    Err(frame) => frame,
+                };
                 if let Some(data) = frame.data_ref() {
                     self.record.response_bytes += u64::try_from(data.remaining()).unwrap_or(u64::MAX);
-                } else if let Some(trailers) = frame.trailers_ref() {
-                    self.record.grpc_status(trailers);
                 }
-                if self.upstream.is_end_stream() {
+                // After the last announced byte nobody may ask for the end of the stream.
+                if self.upstream.is_end_stream() || self.upstream.size_hint().exact() == Some(0) {
                     self.end();
                 }
                 Poll::Ready(Some(Ok(frame)))

@@ -4,7 +4,9 @@ use http::header::{
     CONNECTION, CONTENT_TYPE, EXPECT, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING,
     UPGRADE,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Version};
+use http::request::Parts;
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri, Version};
 
 use crate::telemetry::metrics::WireProtocol;
 
@@ -31,13 +33,36 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 
 /// Removes every `x-mesh-*` header: apps must not speak for the mesh.
 pub fn strip_mesh(headers: &mut HeaderMap) {
-    if headers.keys().any(|name| name.as_str().starts_with(MESH_PREFIX)) {
-        let names: Vec<_> =
-            headers.keys().filter(|name| name.as_str().starts_with(MESH_PREFIX)).cloned().collect();
+    strip(headers, |name| spelled_like(name, MESH_PREFIX.as_bytes()));
+}
+
+/// Removes what only the mesh may claim, the caller's identity included. Trailers are no better than
+/// heads, and applications behind CGI-like interfaces read `_` as `-`.
+pub fn strip_claims(headers: &mut HeaderMap) {
+    let client_cert = "x-forwarded-client-cert";
+    strip(headers, |name| {
+        spelled_like(name, MESH_PREFIX.as_bytes())
+            || (name.len() == client_cert.len() && spelled_like(name, client_cert.as_bytes()))
+    });
+}
+
+fn strip(headers: &mut HeaderMap, claims: impl Fn(&str) -> bool) {
+    if headers.keys().any(|name| claims(name.as_str())) {
+        let names: Vec<_> = headers.keys().filter(|name| claims(name.as_str())).cloned().collect();
         for name in names {
             headers.remove(name);
         }
     }
+}
+
+/// Whether `name` begins with `prefix`, `_` counting as `-`.
+fn spelled_like(name: &str, prefix: &[u8]) -> bool {
+    let name = name.as_bytes();
+    name.len() >= prefix.len()
+        && name
+            .iter()
+            .zip(prefix)
+            .all(|(given, wanted)| given == wanted || (*given == b'_' && *wanted == b'-'))
 }
 
 /// Removes what belongs to one connection (RFC 9110 section 7.6.1), keeping `te: trailers`, which
@@ -63,11 +88,14 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     {
         headers.remove(name);
     }
-    if let Some(te) = headers.remove(TE)
-        && te
-            .to_str()
-            .is_ok_and(|te| te.split(',').any(|coding| coding.trim().eq_ignore_ascii_case("trailers")))
-    {
+    let asks_for_trailers = headers
+        .get_all(TE)
+        .iter()
+        .filter_map(|te| te.to_str().ok())
+        .flat_map(|te| te.split(','))
+        .any(|coding| coding.trim().eq_ignore_ascii_case("trailers"));
+    headers.remove(TE);
+    if asks_for_trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
 }
@@ -124,6 +152,24 @@ pub fn authority<B>(request: &Request<B>) -> Result<&str, &'static str> {
     }
 }
 
+/// Moves the target's authority into the URI, where HTTP/2 wants it, and removes `Host`.
+///
+/// # Errors
+/// What is missing, ambiguous or malformed.
+pub fn settle_authority(head: &mut Parts) -> Result<(), &'static str> {
+    if head.uri.authority().is_none() {
+        let host = head.headers.get(HOST).map(HeaderValue::as_bytes).unwrap_or_default();
+        let authority = Authority::try_from(host).map_err(|_| "the Host header is not an authority")?;
+        let mut uri = std::mem::take(&mut head.uri).into_parts();
+        uri.authority = Some(authority);
+        uri.scheme = Some(Scheme::HTTP);
+        uri.path_and_query.get_or_insert(PathAndQuery::from_static("/"));
+        head.uri = Uri::from_parts(uri).map_err(|_| "the request target is malformed")?;
+    }
+    head.headers.remove(HOST);
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,6 +198,23 @@ mod tests {
         assert_eq!(headers["te"], "trailers");
         strip_mesh(&mut headers);
         assert!(!headers.contains_key("x-mesh-source") && headers.contains_key("x-kept"));
+    }
+
+    #[test]
+    fn claims_are_stripped_however_they_are_spelled() {
+        let names = [
+            "x-mesh-source",
+            "x_mesh_source",
+            "x-forwarded-client-cert",
+            "x_forwarded-client_cert",
+            "x-meshed",
+        ];
+        let mut headers: HeaderMap = names
+            .into_iter()
+            .map(|name| (HeaderName::from_static(name), HeaderValue::from_static("1")))
+            .collect();
+        strip_claims(&mut headers);
+        assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-meshed"]);
     }
 
     #[test]

@@ -13,6 +13,8 @@ use hyper::body::Incoming;
 use tokio::sync::Notify;
 use tokio::time::Sleep;
 
+use super::headers;
+
 /// A request body shared by the attempts of one request; each attempt reads a [`RequestBody`].
 #[derive(Debug, Clone)]
 pub struct Replay(Arc<Shared>);
@@ -40,6 +42,8 @@ struct State {
     attempt: u32,
     /// When the current attempt was given the last byte.
     sent_at: Option<Instant>,
+    /// When a byte last went out, or the attempt began.
+    moved: Instant,
     failed: Option<Failed>,
 }
 
@@ -82,6 +86,7 @@ impl Replay {
             bytes: 0,
             attempt: 0,
             sent_at: None,
+            moved: Instant::now(),
             failed: None,
         };
         Self(Arc::new(Shared { state: Mutex::new(state), sent: Notify::new(), idle }))
@@ -99,6 +104,7 @@ impl Replay {
         }
         state.attempt += 1;
         state.sent_at = None;
+        state.moved = Instant::now();
         Some(RequestBody {
             shared: self.0.clone(),
             attempt: state.attempt,
@@ -123,16 +129,31 @@ impl Replay {
         self.state().sent_at
     }
 
-    /// Waits until the current attempt was given its last byte.
+    /// Resolves when there has been no response for too long: `limit` after the last byte was given,
+    /// or when before that no byte has moved for the idle time, whoever is to blame: a client that
+    /// does not send, or an upstream that does not read.
     ///
     /// Cancel safety: safe.
-    pub async fn sent(&self) -> Instant {
+    pub async fn overdue(&self, limit: Duration) {
         loop {
             let notified = self.0.sent.notified();
-            if let Some(at) = self.sent_at() {
-                return at;
+            let (sent_at, moved) = {
+                let state = self.state();
+                (state.sent_at, state.moved)
+            };
+            if let Some(sent) = sent_at {
+                return tokio::time::sleep_until((sent + limit).into()).await;
             }
-            notified.await;
+            tokio::select! {
+                () = notified => {}
+                () = tokio::time::sleep_until((moved + self.0.idle).into()) => {
+                    let mut state = self.state();
+                    if state.moved == moved && state.sent_at.is_none() {
+                        state.failed.get_or_insert(Failed::Idle);
+                        return;
+                    }
+                }
+            }
         }
     }
 }
@@ -153,6 +174,7 @@ impl RequestBody {
         if let Some(chunk) = state.kept.as_ref().and_then(|kept| kept.get(self.given)) {
             self.given += 1;
             let chunk = chunk.clone();
+            state.moved = Instant::now();
             self.finish_if_done(&mut state);
             return Poll::Ready(Some(Ok(Frame::data(chunk))));
         }
@@ -165,7 +187,6 @@ impl RequestBody {
                 let idle = self.idle.get_or_insert_with(|| Box::pin(tokio::time::sleep(shared.idle)));
                 ready!(idle.as_mut().poll(context));
                 state.failed = Some(Failed::Idle);
-                shared.sent.notify_waiters();
                 return Poll::Ready(Some(Err(BrokenBody)));
             }
         };
@@ -188,12 +209,16 @@ impl RequestBody {
         let data = match frame.into_data() {
             Ok(data) => data,
             Err(frame) => {
-                state.trailers = frame.into_trailers().ok();
+                state.trailers = frame.into_trailers().ok().map(|mut trailers| {
+                    headers::strip_claims(&mut trailers);
+                    trailers
+                });
                 state.ended = true;
                 return self.end(state);
             }
         };
         let size = data.remaining();
+        state.moved = Instant::now();
         state.bytes += u64::try_from(size).unwrap_or(u64::MAX);
         state.kept_bytes = state.kept_bytes.saturating_add(size);
         if state.kept_bytes > state.bound {
@@ -225,6 +250,17 @@ impl RequestBody {
         self.ended = true;
         state.sent_at.get_or_insert_with(Instant::now);
         self.shared.sent.notify_waiters();
+    }
+}
+
+impl Drop for RequestBody {
+    /// An upstream that has all it wants drops the body before asking for its end.
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        if state.attempt == self.attempt && !self.ended {
+            state.sent_at.get_or_insert_with(Instant::now);
+            self.shared.sent.notify_waiters();
+        }
     }
 }
 

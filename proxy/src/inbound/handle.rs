@@ -3,17 +3,17 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::header::HOST;
+use http::header::{HOST, TRANSFER_ENCODING};
 use http::request::Parts;
-use http::{HeaderValue, Request, Response, Uri, Version};
+use http::{HeaderValue, Method, Request, Response, Uri, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use outrigger_api::resource::Protocol;
 use outrigger_common::name::ServiceName;
 
 use super::Peer;
-use super::served::ServedPort;
-use crate::error::ProxyError;
+use super::served::{ServedPort, account_name};
+use crate::error::{ProxyError, cause};
 use crate::http::body::{Body, ResponseBody};
 use crate::http::headers;
 use crate::http::replay::{Failed, Replay};
@@ -39,15 +39,19 @@ pub async fn handle(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
         record.secured(|| peer.id.to_string());
         return respond::with_error(&ProxyError::NotServed(peer.asked.clone()), record);
     };
-    let mut record = RequestRecord::start(port.edge(&source), now, protocol, trace);
+    let mut record = RequestRecord::start(port.edge(&peer.id, &source), now, protocol, trace);
     record.secured(|| peer.id.to_string());
     let (mut head, body) = request.into_parts();
     record.with_span(&shared.spans, &head);
     let speaks = app_version(port, &head);
-    prepare(&mut head, peer, &record);
+    if let Err(error) = prepare(&mut head, peer, &record) {
+        return respond::with_error(&error, record);
+    }
     let replay = (!body.is_end_stream()).then(|| Replay::new(body, 0, shared.config.timeouts.idle));
+    if let Some(replay) = &replay {
+        record.request_body(replay.clone());
+    }
     let result = exchange(shared, port, head, replay.as_ref(), speaks).await;
-    record.request_bytes = replay.as_ref().map_or(0, Replay::bytes);
     match result {
         Ok(answered) => respond(shared, answered, record),
         Err(error) => respond::with_error(&error, record),
@@ -61,10 +65,7 @@ fn source(peer: &Peer, request: &Request<Incoming>) -> String {
         .get(&headers::SOURCE)
         .and_then(|value| ServiceName::parse(value.to_str().ok()?).ok())
         .filter(|name| Some(name.namespace()) == peer.id.namespace());
-    claimed.map_or_else(
-        || format!("{}.{}", peer.id.account().unwrap_or_default(), peer.id.namespace().unwrap_or_default()),
-        |name| name.to_string(),
-    )
+    claimed.map_or_else(|| account_name(&peer.id), |name| name.to_string())
 }
 
 /// The HTTP version the application is spoken to in: as declared, else the client's own.
@@ -80,13 +81,21 @@ fn app_version(port: &ServedPort, head: &Parts) -> Version {
 }
 
 /// Makes the peer's head the application's.
-fn prepare(head: &mut Parts, peer: &Peer, record: &RequestRecord) {
+fn prepare(head: &mut Parts, peer: &Peer, record: &RequestRecord) -> Result<(), ProxyError> {
+    if head.method == Method::CONNECT {
+        return Err(ProxyError::MethodNotSupported(Method::CONNECT));
+    }
+    if head.headers.get_all(HOST).iter().count() > 1 {
+        return Err(ProxyError::BadRequest("the request has more than one Host header"));
+    }
+    headers::settle_authority(head).map_err(ProxyError::BadRequest)?;
     let map = &mut head.headers;
-    headers::strip_mesh(map);
-    headers::strip_hop_by_hop(map);
     // What the peer's application claimed about identities goes; what the peer proved comes.
+    headers::strip_claims(map);
+    headers::strip_hop_by_hop(map);
     map.insert(headers::CLIENT_CERT, peer.client_cert.clone());
     record.trace.inject(map, record.parent_for_next_hop());
+    Ok(())
 }
 
 /// What the application answered, and how long it took.
@@ -112,16 +121,15 @@ async fn exchange(
     let exchange = async {
         match version {
             Version::HTTP_2 => over_h2(port, h2_request(head, body)).await,
-            _ => over_h1(port, h1_request(head, body)?).await,
+            _ => over_h1(port, h1_request(head, body)?, replay).await,
         }
     };
     let limit = shared.config.timeouts.request;
     let overdue = async {
-        let sent = match replay {
-            None => Instant::now(),
-            Some(replay) => replay.sent().await,
-        };
-        tokio::time::sleep_until((sent + limit).into()).await;
+        match replay {
+            None => tokio::time::sleep(limit).await,
+            Some(replay) => replay.overdue(limit).await,
+        }
     };
     let result = tokio::select! {
         result = exchange => result,
@@ -148,6 +156,10 @@ fn h1_request(mut head: Parts, body: Body) -> Result<Request<Body>, ProxyError> 
             .map_err(|_| ProxyError::BadRequest("malformed authority"))?;
         head.headers.insert(HOST, host);
     }
+    // hyper frames a body of unknown length by the method, and takes none for GET.
+    if body.size_hint().exact().is_none() {
+        head.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
     head.uri =
         head.uri.path_and_query().map_or_else(|| Uri::from_static("/"), |path| Uri::from(path.clone()));
     head.version = Version::HTTP_11;
@@ -155,14 +167,17 @@ fn h1_request(mut head: Parts, body: Body) -> Result<Request<Body>, ProxyError> 
 }
 
 fn h2_request(mut head: Parts, body: Body) -> Request<Body> {
-    head.headers.remove(HOST);
     head.version = Version::HTTP_2;
     Request::from_parts(head, body)
 }
 
 type Exchanged = (Response<Incoming>, Lease, Instant);
 
-async fn over_h1(port: &ServedPort, mut request: Request<Body>) -> Result<Exchanged, ProxyError> {
+async fn over_h1(
+    port: &ServedPort,
+    mut request: Request<Body>,
+    replay: Option<&Replay>,
+) -> Result<Exchanged, ProxyError> {
     let address = port.app.address();
     loop {
         let (mut sender, reused) = match port.app.reuse().await {
@@ -172,7 +187,11 @@ async fn over_h1(port: &ServedPort, mut request: Request<Body>) -> Result<Exchan
         let handed = Instant::now();
         match sender.try_send_request(request).await {
             Ok(response) => {
-                return Ok((response, Lease::Http1 { pool: port.app.clone(), sender }, handed));
+                return Ok((
+                    response,
+                    Lease::Http1 { pool: port.app.clone(), sender, request: replay.cloned() },
+                    handed,
+                ));
             }
             Err(mut failed) => match failed.take_message() {
                 // The application closed an idle connection as we reached for it.
@@ -193,7 +212,10 @@ async fn over_h2(port: &ServedPort, mut request: Request<Body>) -> Result<Exchan
         match stream.connection().sender().try_send_request(request).await {
             Ok(response) => return Ok((response, Lease::H2(stream), handed)),
             Err(mut failed) => {
-                stream.connection().close();
+                // One stream's end is no reason to give up the connection for the others.
+                if !cause::<h2::Error>(failed.error()).is_some_and(h2::Error::is_reset) {
+                    stream.connection().close();
+                }
                 match failed.take_message() {
                     Some(unsent) if reused => request = unsent,
                     Some(_) => return Err(ProxyError::AppUnsent(address)),

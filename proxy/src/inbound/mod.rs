@@ -76,6 +76,9 @@ fn peer(shared: &Shared, stream: &TlsStream<TcpStream>) -> Result<Arc<Peer>, (&'
     let id = mtls::peer_id(tls.peer_certificates().unwrap_or_default())
         .map_err(|error| refuse(error.to_string()))?;
     let own = shared.caller.get().ok_or_else(|| refuse("no identity of our own yet".to_owned()))?;
+    if id.trust_domain() != own.id.trust_domain() {
+        return Err(refuse(format!("{id} is of another trust domain")));
+    }
     if id.namespace().is_none() {
         return Err(refuse(format!("{id} does not call services")));
     }
@@ -84,6 +87,15 @@ fn peer(shared: &Shared, stream: &TlsStream<TcpStream>) -> Result<Arc<Peer>, (&'
     let client_cert = HeaderValue::try_from(format!("By={};URI={id}", own.id))
         .map_err(|error| refuse(error.to_string()))?;
     Ok(Arc::new(Peer { id, client_cert, port, asked }))
+}
+
+/// Resolves when a connection should take no new requests: the drain has begun, or it is older than
+/// callers keep theirs. Whoever stole an identity must not outlive it on an old connection.
+async fn enough(shared: &Shared) {
+    tokio::select! {
+        () = shared.inbound_drain.signalled() => {}
+        () = tokio::time::sleep(shared.config.pool.max_age.mul_f64(1.2)) => {}
+    }
 }
 
 async fn serve_h2(shared: &Arc<Shared>, stream: TlsStream<TcpStream>, peer: Arc<Peer>) -> hyper::Result<()> {
@@ -103,9 +115,9 @@ async fn serve_h2(shared: &Arc<Shared>, stream: TlsStream<TcpStream>, peer: Arc<
     tokio::pin!(connection);
     tokio::select! {
         result = connection.as_mut() => result,
-        () = shared.inbound_drain.signalled() => {
+        () = enough(shared) => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            tokio::time::timeout(shared.config.drain.deadline, connection).await.unwrap_or(Ok(()))
         }
     }
 }
@@ -123,9 +135,9 @@ async fn serve_h1(shared: &Arc<Shared>, stream: TlsStream<TcpStream>, peer: Arc<
     tokio::pin!(connection);
     tokio::select! {
         result = connection.as_mut() => result,
-        () = shared.inbound_drain.signalled() => {
+        () = enough(shared) => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            tokio::time::timeout(shared.config.drain.deadline, connection).await.unwrap_or(Ok(()))
         }
     }
 }

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
 
 use outrigger_api::resource::Protocol;
+use outrigger_common::identity::SpiffeId;
 use outrigger_common::name::{InvalidName, ServiceName};
 use outrigger_common::tasks::Tasks;
 
@@ -28,9 +29,20 @@ pub struct ServedPort {
     /// Connections to the application.
     pub app: Arc<AppPool>,
     metrics: Arc<Metrics>,
-    /// Edges by caller, so that a request does not look them up by label.
-    edges: RwLock<HashMap<Box<str>, Arc<Edge>>>,
+    edges: RwLock<Edges>,
 }
+
+/// Edges by caller, so that a request does not look them up by label.
+#[derive(Debug, Default)]
+struct Edges {
+    by_source: HashMap<Box<str>, Arc<Edge>>,
+    /// Names each identity has used.
+    names: HashMap<SpiffeId, usize>,
+}
+
+/// Service names one identity may call under. A workload that invents more is counted by its account,
+/// or it could use up the series of everybody.
+const NAMES: usize = 32;
 
 impl ServedPorts {
     /// The ports of the configuration, in the namespace of the certificate.
@@ -76,13 +88,28 @@ impl ServedPorts {
 }
 
 impl ServedPort {
-    /// The edge from `source`.
-    pub fn edge(&self, source: &str) -> Arc<Edge> {
-        if let Some(edge) = self.edges.read().expect("no holder of this lock panics").get(source) {
+    /// The edge from `source`, the service `caller` says it is.
+    pub fn edge(&self, caller: &SpiffeId, source: &str) -> Arc<Edge> {
+        if let Some(edge) = self.edges.read().expect("no holder of this lock panics").by_source.get(source) {
             return edge.clone();
         }
+        let mut edges = self.edges.write().expect("no holder of this lock panics");
+        let names = edges.names.entry(caller.clone()).or_default();
+        if *names >= NAMES {
+            let account = account_name(caller);
+            let edge = self.metrics.edge(Direction::Inbound, &account, self.service.as_str(), DEFAULT_ROUTE);
+            return edges.by_source.entry(account.into()).or_insert(edge).clone();
+        }
+        *names += 1;
         let edge = self.metrics.edge(Direction::Inbound, source, self.service.as_str(), DEFAULT_ROUTE);
-        self.edges.write().expect("no holder of this lock panics").insert(source.into(), edge.clone());
+        if !edge.is_overflow() {
+            edges.by_source.insert(source.into(), edge.clone());
+        }
         edge
     }
+}
+
+/// What a caller is called when its sidecar does not say.
+pub fn account_name(caller: &SpiffeId) -> String {
+    format!("{}.{}", caller.account().unwrap_or_default(), caller.namespace().unwrap_or_default())
 }

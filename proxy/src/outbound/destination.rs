@@ -133,7 +133,19 @@ mod tests {
         for other in ["10.0.0.1", "[2001:db8::1]:80", "a.b.c.d", "example.com.au", "under_score", "-x.shop"] {
             assert_eq!(parse(other, "shop"), Destination::NotAService, "{other}");
         }
-        for bad in ["", ":80", "orders:", "orders:x", "orders:0", "orders:99999", "orders:80:80", "orders shop", "a/b", "a\\b", "a@b"] {
+        for bad in [
+            "",
+            ":80",
+            "orders:",
+            "orders:x",
+            "orders:0",
+            "orders:99999",
+            "orders:80:80",
+            "orders shop",
+            "a/b",
+            "a\\b",
+            "a@b",
+        ] {
             assert_eq!(parse(bad, "shop"), Destination::Malformed, "{bad}");
         }
     }

@@ -3,10 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::header::HOST;
 use http::request::Parts;
-use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderValue, Method, Request, Response, Uri, Version};
+use http::{HeaderValue, Method, Request, Response, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use outrigger_common::name::ServiceName;
@@ -114,11 +112,12 @@ async fn forward(
     let payload = if body.is_end_stream() {
         Payload::Empty
     } else {
-        Payload::Replay(Replay::new(body, shared.config.limits.replay_bytes, shared.config.timeouts.idle))
+        let replay = Replay::new(body, shared.config.limits.replay_bytes, shared.config.timeouts.idle);
+        record.request_body(replay.clone());
+        Payload::Replay(replay)
     };
     let target = Target { name: &routed.service.name, port: routed.port, edge: &routed.edge };
     let result = retry::send(shared, &target, &head, &payload, repeatable).await;
-    record.request_bytes = payload.bytes();
     match result {
         Ok(sent) => respond(shared, sent, record),
         Err(error) => respond::with_error(&error, record),
@@ -129,21 +128,9 @@ async fn forward(
 /// what the next hop needs comes.
 fn prepare(head: &mut Parts, caller: &Caller, record: &RequestRecord) -> Result<(), ProxyError> {
     let version = HeaderValue::from_static(if head.version == Version::HTTP_2 { "2" } else { "1.1" });
-    if head.uri.authority().is_none() {
-        let host = head.headers.get(HOST).map(HeaderValue::as_bytes).unwrap_or_default();
-        let authority = Authority::try_from(host)
-            .map_err(|_| ProxyError::BadRequest("the Host header is not an authority"))?;
-        let mut uri = std::mem::take(&mut head.uri).into_parts();
-        uri.authority = Some(authority);
-        uri.scheme = Some(Scheme::HTTP);
-        // `OPTIONS *` has no path; HTTP/2 spells it `*` as well.
-        uri.path_and_query.get_or_insert(PathAndQuery::from_static("/"));
-        head.uri =
-            Uri::from_parts(uri).map_err(|_| ProxyError::BadRequest("the request target is malformed"))?;
-    }
+    headers::settle_authority(head).map_err(ProxyError::BadRequest)?;
     head.version = Version::HTTP_2;
     let map = &mut head.headers;
-    map.remove(HOST);
     headers::strip_mesh(map);
     headers::strip_hop_by_hop(map);
     headers::strip_expect(map);

@@ -6,6 +6,8 @@ pub mod retry;
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -14,6 +16,14 @@ use tokio::net::TcpStream;
 
 use crate::http::exec::Executor;
 use crate::shared::Shared;
+
+/// Resolves when no request has come within `idle`; never once one has.
+async fn silent(spoken: &AtomicBool, idle: Duration) {
+    tokio::time::sleep(idle).await;
+    if spoken.load(Ordering::Relaxed) {
+        std::future::pending::<()>().await;
+    }
+}
 
 /// Serves one connection of the application, HTTP/1.1 or HTTP/2 with prior knowledge, until it ends
 /// or the drain has let its last request finish.
@@ -30,7 +40,9 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream) {
         .http2()
         .timer(TokioTimer::new())
         .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX));
+    let spoken = AtomicBool::new(false);
     let service = service_fn(|request| {
+        spoken.store(true, Ordering::Relaxed);
         let shared = shared.clone();
         async move { Ok::<_, Infallible>(handle::handle(&shared, request).await) }
     });
@@ -42,6 +54,8 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream) {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
+        // hyper's own timeout begins with the protocol, and a silent client has not chosen one.
+        () = silent(&spoken, shared.config.timeouts.idle) => return,
     };
     if let Err(error) = result {
         tracing::debug!(error, "connection of the application ended");

@@ -15,7 +15,7 @@ use rustls::AlertDescription;
 
 use crate::balance::{self, Candidate, FAILURE_COST, Transition};
 use crate::control::snapshot::{Entry, ServicePort};
-use crate::error::{Delivery, ProxyError};
+use crate::error::{Delivery, ProxyError, cause};
 use crate::http::body::{Body, InFlight};
 use crate::http::headers;
 use crate::http::replay::{Failed, Replay};
@@ -69,14 +69,6 @@ enum Outcome {
 }
 
 impl Payload {
-    /// Bytes read from the client so far.
-    pub fn bytes(&self) -> u64 {
-        match self {
-            Self::Empty => 0,
-            Self::Replay(replay) => replay.bytes(),
-        }
-    }
-
     /// The body of the next attempt; `None` when too much was read to start over.
     fn attempt(&self) -> Option<Body> {
         match self {
@@ -85,13 +77,12 @@ impl Payload {
         }
     }
 
-    /// Ends `limit` after the last request byte was sent.
+    /// Resolves when there has been no response for too long; see [`Replay::overdue`].
     async fn overdue(&self, limit: Duration) {
-        let sent = match self {
-            Self::Empty => Instant::now(),
-            Self::Replay(replay) => replay.sent().await,
-        };
-        tokio::time::sleep_until((sent + limit).into()).await;
+        match self {
+            Self::Empty => tokio::time::sleep(limit).await,
+            Self::Replay(replay) => replay.overdue(limit).await,
+        }
     }
 
     /// The client's side broke off: no attempt is to blame.
@@ -183,10 +174,11 @@ async fn try_once(
     let elapsed = now.saturating_duration_since(started);
     let state = endpoint.state();
     match result {
-        Ok((response, stream)) => {
+        Ok((response, stream, took)) => {
             let sent = Sent { response, endpoint: endpoint.clone(), in_flight, stream };
             let Some(reason) = reported_failure(&sent.response) else {
-                state.load.observe(elapsed, now);
+                // Without connecting: a first handshake says nothing about the next request.
+                state.load.observe(took, now);
                 note(shared, endpoint, state.ejection.succeeded(now));
                 return Outcome::Done(sent);
             };
@@ -244,7 +236,7 @@ async fn exchange(
     body: Body,
     payload: &Payload,
     endpoint: &Endpoint,
-) -> Result<(Response<Incoming>, StreamGuard), ProxyError> {
+) -> Result<(Response<Incoming>, StreamGuard, Duration), ProxyError> {
     let mut request = Request::from_parts(head.clone(), body);
     loop {
         let queued = Instant::now();
@@ -252,59 +244,51 @@ async fn exchange(
         target.edge.queue.observe(seconds(queued.elapsed()));
         let was_used = stream.connection().mark_used();
         let mut sender = stream.connection().sender();
+        let sent = Instant::now();
         let limit = shared.config.timeouts.request;
         let answer = tokio::select! {
             answer = sender.try_send_request(request) => answer,
             () = payload.overdue(limit) => return Err(ProxyError::RequestTimeout(limit)),
         };
         let mut failed = match answer {
-            Ok(response) => return Ok((response, stream)),
+            Ok(response) => return Ok((response, stream, sent.elapsed())),
             Err(failed) => failed,
         };
-        stream.connection().close();
+        let address = endpoint.address;
+        // One stream's end is no reason to give up the connection for the others.
+        let stream_only = cause::<h2::Error>(failed.error()).is_some_and(h2::Error::is_reset);
+        if !stream_only {
+            stream.connection().close();
+        }
         match failed.take_message() {
             // A connection that had grown stale: the endpoint itself has not been tried yet.
             Some(unsent) if was_used => request = unsent,
-            Some(_) => {
-                return Err(refused_certificate(failed.error(), endpoint)
-                    .unwrap_or(ProxyError::Unsent(endpoint.address)));
+            Some(_) if certificate_refused(failed.error()) => {
+                return Err(ProxyError::CertificateRefused(address));
             }
-            None => {
-                let error = failed.into_error();
-                return Err(refused_certificate(&error, endpoint)
-                    .unwrap_or(ProxyError::Reset { address: endpoint.address, source: error }));
+            Some(_) => return Err(ProxyError::Unsent(address)),
+            None if certificate_refused(failed.error()) => {
+                return Err(ProxyError::CertificateRefused(address));
             }
+            None => return Err(ProxyError::Reset { address, stream_only, source: failed.into_error() }),
         }
     }
 }
 
-/// In TLS 1.3 a server's verdict on our certificate arrives after our handshake is done, as an alert
-/// before any application data.
-fn refused_certificate(error: &hyper::Error, endpoint: &Endpoint) -> Option<ProxyError> {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(cause) = source {
-        let tls = cause.downcast_ref::<rustls::Error>().or_else(|| {
-            cause
-                .downcast_ref::<std::io::Error>()
-                .and_then(|io| io.get_ref())
-                .and_then(|inner| inner.downcast_ref())
-        });
-        if let Some(rustls::Error::AlertReceived(alert)) = tls {
-            let about_us = matches!(
-                alert,
-                AlertDescription::BadCertificate
-                    | AlertDescription::UnsupportedCertificate
-                    | AlertDescription::CertificateRevoked
-                    | AlertDescription::CertificateExpired
-                    | AlertDescription::CertificateUnknown
-                    | AlertDescription::UnknownCA
-                    | AlertDescription::AccessDenied
-                    | AlertDescription::DecryptError
-                    | AlertDescription::CertificateRequired
-            );
-            return about_us.then(|| ProxyError::CertificateRefused(endpoint.address));
-        }
-        source = cause.source();
-    }
-    None
+/// Whether the peer refused our certificate. In TLS 1.3 its verdict arrives after our handshake is
+/// done, as an alert before any application data.
+fn certificate_refused(error: &hyper::Error) -> bool {
+    let Some(rustls::Error::AlertReceived(alert)) = cause::<rustls::Error>(error) else { return false };
+    matches!(
+        alert,
+        AlertDescription::BadCertificate
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::UnknownCA
+            | AlertDescription::AccessDenied
+            | AlertDescription::DecryptError
+            | AlertDescription::CertificateRequired
+    )
 }

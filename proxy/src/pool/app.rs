@@ -16,6 +16,9 @@ use crate::http::body::Body;
 /// Idle HTTP/1.1 connections kept; more are closed when given back.
 const KEPT: usize = 256;
 
+/// Longest wait for a connection given back to become free.
+const SETTLE: Duration = Duration::from_millis(5);
+
 /// Limits of the connections.
 #[derive(Debug, Clone, Copy)]
 pub struct AppLimits {
@@ -58,7 +61,12 @@ impl AppPool {
         loop {
             let (mut sender, since) = self.idle.lock().expect("no holder of this lock panics").pop()?;
             // Older ones lie below; they are swept when their time has come.
-            if since.elapsed() < self.limits.idle && sender.ready().await.is_ok() {
+            if since.elapsed() >= self.limits.idle {
+                continue;
+            }
+            // Given back at the last byte: its driver may have to notice first. If the application is
+            // not done with it by then, another one serves.
+            if sender.is_ready() || matches!(tokio::time::timeout(SETTLE, sender.ready()).await, Ok(Ok(()))) {
                 return Some(sender);
             }
         }
@@ -88,15 +96,15 @@ impl AppPool {
     /// # Errors
     /// The application does not accept the connection.
     pub async fn stream(&self) -> Result<StreamGuard, ProxyError> {
-        self.h2
-            .acquire(async || {
-                let ages = Ages { idle: self.limits.idle, max: self.limits.max_age };
-                let tcp = self.tcp().await?;
-                h2::handshake(tcp, self.limits.header_bytes, ages, &self.tasks)
-                    .await
-                    .map_err(|error| self.unreachable(std::io::Error::other(error)))
-            })
-            .await
+        let acquiring = self.h2.acquire(async || {
+            let ages = Ages { idle: self.limits.idle, max: self.limits.max_age };
+            let tcp = self.tcp().await?;
+            h2::handshake(tcp, self.limits.header_bytes, ages, &self.tasks)
+                .await
+                .map_err(|error| self.unreachable(std::io::Error::other(error)))
+        });
+        // Waiting for another's attempt counts as well.
+        tokio::time::timeout(self.limits.connect, acquiring).await.unwrap_or_else(|_| Err(self.timed_out()))
     }
 
     /// Keeps a connection whose response is complete.
@@ -125,15 +133,15 @@ impl AppPool {
 
     async fn tcp(&self) -> Result<TcpStream, ProxyError> {
         let connecting = TcpStream::connect(self.address);
-        let connected = tokio::time::timeout(self.limits.connect, connecting).await.unwrap_or_else(|_| {
-            Err(std::io::Error::new(
-                std::io::ErrorKind::TimedOut,
-                format!("no connection within {:?}", self.limits.connect),
-            ))
-        });
-        let tcp = connected.map_err(|source| self.unreachable(source))?;
+        let connected = tokio::time::timeout(self.limits.connect, connecting).await;
+        let tcp = connected.map_err(|_| self.timed_out())?.map_err(|source| self.unreachable(source))?;
         tcp.set_nodelay(true).map_err(|source| self.unreachable(source))?;
         Ok(tcp)
+    }
+
+    fn timed_out(&self) -> ProxyError {
+        let text = format!("no connection within {:?}", self.limits.connect);
+        self.unreachable(std::io::Error::new(std::io::ErrorKind::TimedOut, text))
     }
 
     fn unreachable(&self, source: std::io::Error) -> ProxyError {

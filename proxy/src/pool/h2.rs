@@ -1,7 +1,7 @@
 //! A set of HTTP/2 connections to one place: streams counted, ages bounded, idle ones closed.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use hyper::client::conn::http2;
@@ -39,6 +39,8 @@ pub struct Connection {
     last_used: Mutex<Instant>,
     /// Has carried a request: a request it gives back unsent met a connection that had grown stale.
     used: AtomicBool,
+    /// Where it is kept, to be let go of when it closes.
+    home: OnceLock<Weak<Mutex<Vec<Arc<Self>>>>>,
 }
 
 impl Connection {
@@ -56,9 +58,14 @@ impl Connection {
         self.used.swap(true, Ordering::Relaxed)
     }
 
-    /// No new requests, because it broke.
+    /// No new requests: it broke, is idle or old. It ends with its last stream.
     pub fn close(&self) {
         self.closed.store(true, Ordering::Relaxed);
+        if let Some(home) = self.home.get().and_then(Weak::upgrade) {
+            home.lock()
+                .expect("no holder of this lock panics")
+                .retain(|kept| !std::ptr::eq(kept.as_ref(), self));
+        }
     }
 }
 
@@ -133,6 +140,8 @@ impl Set {
             return Ok(stream);
         }
         let connection = connect().await?;
+        // Set once: a connection is made for one set.
+        let _first = connection.home.set(Arc::downgrade(&self.connections));
         self.connections.lock().expect("no holder of this lock panics").push(connection.clone());
         Ok(StreamGuard::open(connection))
     }
@@ -166,6 +175,7 @@ where
         closed: AtomicBool::new(false),
         last_used: Mutex::new(Instant::now()),
         used: AtomicBool::new(false),
+        home: OnceLock::new(),
     });
     let watched = Arc::downgrade(&connection);
     tasks.spawn("h2 connection", async move {

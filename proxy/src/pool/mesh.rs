@@ -69,16 +69,18 @@ impl Endpoint {
     /// # Errors
     /// The connection did not come about: nothing was sent.
     pub async fn acquire(&self, shared: &Shared) -> Result<StreamGuard, ProxyError> {
-        self.connections.acquire(async || self.connect(shared).await).await
+        let limit = shared.config.timeouts.connect;
+        // Around the wait for another's attempt as well: waiters must not queue up behind a dead node.
+        let acquiring = self.connections.acquire(async || self.connect(shared).await);
+        tokio::time::timeout(limit, acquiring).await.unwrap_or_else(|_| {
+            let text = format!("no connection within {limit:?}");
+            let source = std::io::Error::new(std::io::ErrorKind::TimedOut, text);
+            Err(ProxyError::Connect { address: self.address, source })
+        })
     }
 
     async fn connect(&self, shared: &Shared) -> Result<Arc<h2::Connection>, ProxyError> {
-        let limit = shared.config.timeouts.connect;
-        let result = tokio::time::timeout(limit, self.connect_tls(shared)).await.unwrap_or_else(|_| {
-            let source =
-                std::io::Error::new(std::io::ErrorKind::TimedOut, format!("no connection within {limit:?}"));
-            Err(ProxyError::Connect { address: self.address, source })
-        });
+        let result = self.connect_tls(shared).await;
         let outcome = match &result {
             Ok(_) => "ok",
             Err(ProxyError::Identity { .. }) => "identity_mismatch",

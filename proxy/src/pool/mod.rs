@@ -10,6 +10,7 @@ use std::time::Duration;
 use hyper::client::conn::http1;
 
 use crate::http::body::Body;
+use crate::http::replay::Replay;
 
 /// A connection in use by one request; give it back after the response's last byte. Dropped instead,
 /// an HTTP/1.1 connection is closed, for its next bytes belong to the response nobody read.
@@ -21,6 +22,8 @@ pub enum Lease {
         pool: Arc<app::AppPool>,
         /// The connection.
         sender: http1::SendRequest<Body>,
+        /// The request's body: a response may end before it.
+        request: Option<Replay>,
     },
     /// A stream of a shared connection.
     H2(h2::StreamGuard),
@@ -30,7 +33,9 @@ impl Lease {
     /// The response is complete.
     pub fn give_back(self) {
         match self {
-            Self::Http1 { pool, sender } => pool.give_back(sender),
+            // While the request is still being sent, the connection is not free.
+            Self::Http1 { request: Some(request), .. } if request.sent_at().is_none() => {}
+            Self::Http1 { pool, sender, .. } => pool.give_back(sender),
             Self::H2(stream) => drop(stream),
         }
     }

@@ -338,21 +338,15 @@ impl Metrics {
         if let Some(edge) = edges.get(&key) {
             return edge.clone();
         }
-        let folded = edges.len() >= self.max_edges;
-        let (source, destination, route) =
-            if folded { (OVERFLOW, OVERFLOW, OVERFLOW) } else { (source, destination, route) };
-        let edge = Arc::new(Edge::new(self, direction, source, destination, route, folded));
-        if folded {
-            let key = EdgeKey {
-                direction,
-                source: source.into(),
-                destination: destination.into(),
-                route: route.into(),
-            };
-            return edges.entry(key).or_insert(edge).clone();
+        if edges.len() < self.max_edges {
+            let edge = Arc::new(Edge::new(self, &key, false));
+            edges.insert(key, edge.clone());
+            return edge;
         }
-        edges.insert(key, edge.clone());
-        edge
+        // One more than the bound: where all others meet.
+        let [source, destination, route] = [OVERFLOW.into(), OVERFLOW.into(), OVERFLOW.into()];
+        let key = EdgeKey { direction, source, destination, route };
+        edges.entry(key.clone()).or_insert_with(|| Arc::new(Edge::new(self, &key, true))).clone()
     }
 
     /// Counts a handshake. `result` is `ok`, `failed`, `identity_mismatch` or `timeout`.
@@ -435,14 +429,8 @@ pub struct Edge {
 }
 
 impl Edge {
-    fn new(
-        metrics: &Arc<Metrics>,
-        direction: Direction,
-        source: &str,
-        destination: &str,
-        route: &str,
-        folded: bool,
-    ) -> Self {
+    fn new(metrics: &Arc<Metrics>, key: &EdgeKey, folded: bool) -> Self {
+        let EdgeKey { direction, source, destination, route } = key;
         let edge = [direction.as_str(), source, destination];
         let with_route = [direction.as_str(), source, destination, route];
         Self {
@@ -455,12 +443,17 @@ impl Edge {
             response_bytes: metrics.response_bytes.with_label_values(&edge),
             outcomes: Mutex::new(Vec::new()),
             metrics: metrics.clone(),
-            direction,
-            source: source.into(),
-            destination: destination.into(),
-            route: route.into(),
+            direction: *direction,
+            source: source.clone(),
+            destination: destination.clone(),
+            route: route.clone(),
             folded,
         }
+    }
+
+    /// Whether it stands for all edges past the bound.
+    pub fn is_overflow(&self) -> bool {
+        self.folded
     }
 
     /// A request begins, on this edge and at all.

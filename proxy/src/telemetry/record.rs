@@ -9,6 +9,7 @@ use opentelemetry::trace::SpanKind;
 use super::metrics::{Direction, Edge, Outcome, StatusClass, WireProtocol, seconds};
 use super::spans::{FinishedSpan, SpanSink, text};
 use super::trace::{TraceContext, new_span_id};
+use crate::http::replay::Replay;
 use crate::reason::Reason;
 
 /// What is known of a request. Dropping it emits everything, exactly once.
@@ -23,8 +24,7 @@ pub struct RequestRecord {
     reason: Option<Reason>,
     processing: Option<Duration>,
     complete: bool,
-    /// Bytes of the request body so far.
-    pub request_bytes: u64,
+    request: Option<Replay>,
     /// Bytes of the response body so far.
     pub response_bytes: u64,
     /// Where the request stands in its trace.
@@ -59,7 +59,7 @@ impl RequestRecord {
             reason: None,
             processing: None,
             complete: false,
-            request_bytes: 0,
+            request: None,
             response_bytes: 0,
             trace,
             span_id: if trace.sampled { new_span_id() } else { trace.parent_id },
@@ -99,6 +99,11 @@ impl RequestRecord {
         if let Some(span) = &mut self.span {
             span.peer = Some(peer());
         }
+    }
+
+    /// The request's body; its bytes are counted at the end, for it may outlast the response head.
+    pub fn request_body(&mut self, body: Replay) {
+        self.request = Some(body);
     }
 
     /// The status the client gets.
@@ -209,7 +214,7 @@ impl Drop for RequestRecord {
         }
         let edge = &self.edge;
         edge.end();
-        edge.request_bytes.inc_by(self.request_bytes);
+        edge.request_bytes.inc_by(self.request.as_ref().map_or(0, Replay::bytes));
         edge.response_bytes.inc_by(self.response_bytes);
         edge.count(Outcome {
             protocol: self.protocol,

@@ -15,6 +15,7 @@ use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanExporter as _, SpanLink
 use tokio::sync::mpsc;
 use tonic::transport::Channel;
 
+use outrigger_common::drain::Drain;
 use outrigger_common::telemetry::chain;
 
 use super::environment::{Batching, Environment};
@@ -87,39 +88,51 @@ pub struct Identity {
     pub attributes: Vec<KeyValue>,
 }
 
-/// Sends spans to the collector until every sink is gone, then what is left.
-pub async fn export(
-    target: Target,
-    identity: Identity,
-    batching: Batching,
-    mut spans: mpsc::Receiver<FinishedSpan>,
-    metrics: Arc<Metrics>,
-) {
-    // OTEL_RESOURCE_ATTRIBUTES is read by the SDK.
-    let resource =
-        Resource::builder().with_attributes(identity.attributes).with_service_name(identity.service).build();
-    let scope = InstrumentationScope::builder("outrigger")
-        .with_version(outrigger_common::build_info::VERSION)
-        .build();
-    let mut failing = false;
-    while let Some(batch) = next_batch(&mut spans, batching).await {
-        let count = batch.len();
-        let batch = batch.into_iter().map(|span| span.into_data(&scope)).collect();
-        let error = match tokio::time::timeout(batching.timeout, send(&target, &resource, batch)).await {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(error),
-            Err(_) => Some(format!("no answer within {:?}", batching.timeout)),
-        };
-        match error {
-            None => {
-                metrics.spans_exported.inc_by(u64::try_from(count).unwrap_or(u64::MAX));
-                failing = false;
-            }
-            Some(error) => {
-                metrics.spans_lost("export_failed", count);
-                // Once a spell: a dead collector must not fill the log.
-                if !std::mem::replace(&mut failing, true) {
-                    tracing::warn!(error, "traces cannot be exported; counting until it works again");
+/// Takes spans from the queue to a collector.
+#[derive(Debug)]
+pub struct Exporter {
+    /// Where they go.
+    pub target: Target,
+    /// Sizes and times.
+    pub batching: Batching,
+    /// Where they are counted.
+    pub metrics: Arc<Metrics>,
+    /// Heard at the end: what is queued then is sent, and that is all.
+    pub finish: Drain,
+}
+
+impl Exporter {
+    /// Exports until the end.
+    pub async fn run(self, identity: Identity, mut spans: mpsc::Receiver<FinishedSpan>) {
+        let Self { target, batching, metrics, finish } = self;
+        // OTEL_RESOURCE_ATTRIBUTES is read by the SDK.
+        let resource = Resource::builder()
+            .with_attributes(identity.attributes)
+            .with_service_name(identity.service)
+            .build();
+        let scope = InstrumentationScope::builder("outrigger")
+            .with_version(outrigger_common::build_info::VERSION)
+            .build();
+        let mut failing = false;
+        while let Some(batch) = next_batch(&mut spans, batching, &finish).await {
+            let count = batch.len();
+            let batch = batch.into_iter().map(|span| span.into_data(&scope)).collect();
+            let error = match tokio::time::timeout(batching.timeout, send(&target, &resource, batch)).await {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(error),
+                Err(_) => Some(format!("no answer within {:?}", batching.timeout)),
+            };
+            match error {
+                None => {
+                    metrics.spans_exported.inc_by(u64::try_from(count).unwrap_or(u64::MAX));
+                    failing = false;
+                }
+                Some(error) => {
+                    metrics.spans_lost("export_failed", count);
+                    // Once a spell: a dead collector must not fill the log.
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::warn!(error, "traces cannot be exported; counting until it works again");
+                    }
                 }
             }
         }
@@ -143,13 +156,24 @@ async fn send(target: &Target, resource: &Resource, batch: Vec<SpanData>) -> Res
 async fn next_batch(
     spans: &mut mpsc::Receiver<FinishedSpan>,
     batching: Batching,
+    finish: &Drain,
 ) -> Option<Vec<FinishedSpan>> {
-    let mut batch = vec![spans.recv().await?];
+    let first = tokio::select! {
+        biased;
+        first = spans.recv() => first?,
+        () = finish.signalled() => return None,
+    };
+    let mut batch = vec![first];
     let deadline = tokio::time::Instant::now() + batching.delay;
     while batch.len() < batching.batch {
-        match tokio::time::timeout_at(deadline, spans.recv()).await {
-            Ok(Some(span)) => batch.push(span),
-            Ok(None) | Err(_) => break,
+        tokio::select! {
+            biased;
+            span = spans.recv() => match span {
+                Some(span) => batch.push(span),
+                None => break,
+            },
+            () = tokio::time::sleep_until(deadline) => break,
+            () = finish.signalled() => break,
         }
     }
     Some(batch)
