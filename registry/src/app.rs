@@ -112,7 +112,11 @@ impl Registry {
     /// what they have.
     ///
     /// Cancel safety: dropping it stops serving without order; nothing written is lost.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) {
+    ///
+    /// # Errors
+    /// When the store ended by itself: a registry that cannot write must be started again, not left
+    /// to look alive.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), StartError> {
         let tasks = Tasks::current();
         let trigger = DrainTrigger::new();
         let drain = trigger.listen();
@@ -144,7 +148,10 @@ impl Registry {
         );
         tasks.spawn("renew own certificates", until(drain, self.own.keep_renewing()));
         tracing::info!(grpc = %self.addresses.0, http = %self.addresses.1, data_dir = %self.config.data_dir.display(), "registry ready");
-        shutdown.await;
+        let ended = tokio::select! {
+            () = shutdown => Ok(()),
+            () = self.store.ended() => Err(StartError::StoreEnded { place: self.config.data_dir }),
+        };
         trigger.start();
         let left = tasks.join(END_LIMIT).await;
         if left > 0 {
@@ -152,6 +159,7 @@ impl Registry {
         }
         self.store.close();
         tracing::info!("registry stopped");
+        ended
     }
 }
 
@@ -241,4 +249,28 @@ fn make(
     metrics.expiry("admin", administrator.not_after);
     let jitter = fastrand::f64() * 0.1;
     Ok((config, now + registry.remaining(now).mul_f64(2.0 / 3.0 - jitter)))
+}
+
+#[cfg(test)]
+mod tests {
+    use outrigger_common::config::Origin;
+
+    use super::*;
+    use crate::config::KEYS;
+
+    #[tokio::test]
+    async fn a_registry_whose_store_ended_does_not_go_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = format!(
+            "data_dir: {}\ngrpc:\n  listen: 127.0.0.1:0\nhttp:\n  listen: 127.0.0.1:0\n",
+            dir.path().display()
+        );
+        let config = Config::from_origin(&Origin::new(None, text, Vec::new(), KEYS)).unwrap();
+        let registry = Registry::bind(config).await.unwrap();
+        // To those who wait for it, a thread that panicked looks like one that was closed.
+        registry.store.close();
+        let run = registry.run(std::future::pending());
+        let error = tokio::time::timeout(Duration::from_secs(20), run).await.unwrap().unwrap_err();
+        assert!(error.to_string().contains("start it again"), "{error}");
+    }
 }

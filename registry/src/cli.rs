@@ -35,7 +35,7 @@ pub enum Output {
 }
 
 /// Runs a registry until SIGTERM, SIGINT or SIGHUP: 0 after an orderly end, 2 when the configuration is
-/// refused, 1 when it cannot start.
+/// refused, 1 when it cannot start or cannot go on.
 pub fn main_with(args: &Args) -> ExitCode {
     let config = match Config::read(args.config.as_deref()) {
         Ok(config) => config,
@@ -65,8 +65,7 @@ async fn run(config: Config, output: Output) -> Result<(), StartError> {
         let signal = signals.wait().await;
         tracing::info!(signal, "stopping");
     };
-    registry.run(shutdown).await;
-    Ok(())
+    registry.run(shutdown).await
 }
 
 fn refuse(error: &dyn std::error::Error, code: u8) -> ExitCode {

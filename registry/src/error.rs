@@ -1,5 +1,5 @@
-//! What goes wrong: [`StartError`] stops the registry before it serves, [`RequestError`] answers one
-//! caller. Neither ever holds a secret.
+//! What goes wrong: [`StartError`] stops the registry, [`RequestError`] answers one caller. Neither
+//! ever holds a secret.
 
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ use crate::model::BadRow;
 use crate::store::StoreError;
 use crate::store::redb::OpenError;
 
-/// Why the registry does not start. The text names the place and the remedy.
+/// Why the registry does not start, or does not go on. The text names the place and the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The configuration is refused.
@@ -56,6 +56,14 @@ pub enum StartError {
     /// The administrator's files cannot be written, or TLS cannot be set up.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// The store's thread ended while the registry served.
+    #[error(
+        "the store of {place} stopped by a fault of the registry's own, named in the log; start it again: everything answered as written is there"
+    )]
+    StoreEnded {
+        /// The data directory.
+        place: PathBuf,
+    },
     /// The process may not do what it must.
     #[error("cannot start")]
     System(#[from] std::io::Error),

@@ -38,6 +38,8 @@ pub struct RedbStore {
     // As many permits as the queue has places: waiting for one is waiting for a place.
     places: Arc<Semaphore>,
     writer: Mutex<Option<std::thread::JoinHandle<()>>>,
+    // The writer holds the sender: an error means that it has ended.
+    alive: watch::Receiver<()>,
 }
 
 /// What the writer and the readers share.
@@ -117,12 +119,24 @@ impl RedbStore {
             Arc::new(Shared { id, place, inner: Mutex::new(inner), revision: watch::Sender::new(revision) });
         let (queue, commands) = mpsc::sync_channel(QUEUE);
         let writer = Writer::new(shared.clone(), disk, metrics);
-        let thread = std::thread::Builder::new()
-            .name("store".to_owned())
-            .spawn(move || writer.run(&commands))
-            .map_err(OpenError::Thread)?;
+        let (living, alive) = watch::channel(());
+        let run = move || {
+            let _living = living;
+            writer.run(&commands);
+        };
+        let thread =
+            std::thread::Builder::new().name("store".to_owned()).spawn(run).map_err(OpenError::Thread)?;
         let places = Arc::new(Semaphore::new(QUEUE));
-        Ok(Self { shared, queue: Mutex::new(Some(queue)), places, writer: Mutex::new(Some(thread)) })
+        let (queue, writer) = (Mutex::new(Some(queue)), Mutex::new(Some(thread)));
+        Ok(Self { shared, queue, places, writer, alive })
+    }
+
+    /// Resolves when nothing can be written any more: the store was closed, or its thread panicked.
+    ///
+    /// Cancel safety: safe.
+    pub async fn ended(&self) {
+        let mut alive = self.alive.clone();
+        while alive.changed().await.is_ok() {}
     }
 
     /// Writes what is queued and lets go of the directory; everything asked afterwards is refused.

@@ -81,7 +81,7 @@ impl Mesh {
         let registry = Registry::bind(config(data, extra)).await?;
         let (grpc, http) = (registry.grpc_address().to_string(), registry.http_address());
         let (stop, stopped) = oneshot::channel::<()>();
-        let run = registry.run(async move { _ = stopped.await });
+        let run = async move { registry.run(async move { _ = stopped.await }).await.unwrap() };
         let done = Tasks::current().spawn_joinable("registry", run);
         Ok(Self { grpc, http, data: data.to_owned(), stop: Some(stop), done: Some(done), _dir: None })
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -105,14 +106,14 @@ impl Disk {
         Ok((Self { path, database: Some(database), write, _lock: lock }, loaded))
     }
 
-    /// Writes a batch and syncs it.
+    /// Writes a batch and syncs it. redb may panic on a file that another program damaged; that is a
+    /// failed write, for which the file is opened and checked again.
     pub(super) fn write(&mut self, batch: &Batch<'_>) -> Result<(), Box<redb::Error>> {
-        let Some(database) = &self.database else { return Err(Box::new(redb::Error::DatabaseClosed)) };
-        let written = (self.write)(database, batch);
-        if written.is_err() {
-            self.database = None;
-        }
-        written
+        let database = self.database.take().ok_or(redb::Error::DatabaseClosed)?;
+        let panicked = |_| Err(boxed(redb::Error::Io(io::Error::other("its contents make no sense"))));
+        catch_unwind(AssertUnwindSafe(|| (self.write)(&database, batch))).unwrap_or_else(panicked)?;
+        self.database = Some(database);
+        Ok(())
     }
 
     /// Behaves as after a failed write.
@@ -186,7 +187,7 @@ fn initialise(database: &Database) -> Result<(), Box<redb::Error>> {
 /// program damaged; that too is an error about the file, not about this process.
 fn open_sound(path: &Path) -> Result<(Database, Loaded), OpenError> {
     let corrupt = |cause: String| OpenError::Corrupt { path: path.to_owned(), cause };
-    let opened = std::panic::catch_unwind(|| {
+    let opened = catch_unwind(|| {
         let empty = std::fs::metadata(path).is_ok_and(|metadata| metadata.len() == 0);
         if empty {
             return Err(corrupt("it is empty".to_owned()));

@@ -410,6 +410,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_write_that_panics_is_a_failed_write() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, mut writer) = by_hand(dir.path()).await;
+        let now = Instant::now();
+        writer.disk.write = |_, _| panic!("a damaged page");
+        let error = put(&mut writer, "b", now).unwrap_err();
+        assert!(error.to_string().contains("make no sense"), "{error}");
+        writer.disk.write = file::write;
+        assert_eq!(put(&mut writer, "b", now + RETRY), Ok(2));
+        assert!(store.entry("a").await.unwrap().is_some());
+    }
+
+    #[tokio::test]
     async fn a_disk_that_refuses_is_tried_once_a_second_whatever_is_due() {
         let dir = tempfile::tempdir().unwrap();
         let (store, mut writer) = by_hand(dir.path()).await;
