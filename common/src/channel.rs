@@ -65,6 +65,21 @@ pub fn plaintext(address: &str) -> Result<Channel, tonic::transport::Error> {
     Ok(endpoint(&format!("http://{address}"))?.connect_with_connector_lazy(Connector(connect)))
 }
 
+/// A gRPC status for people: its message, and what caused it.
+pub fn describe(status: &tonic::Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut source = std::error::Error::source(status);
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    if text.is_empty() { status.code().to_string() } else { text }
+}
+
 fn endpoint(uri: &str) -> Result<Endpoint, tonic::transport::Error> {
     Ok(Endpoint::from_shared(uri.to_owned())?
         .http2_keep_alive_interval(Duration::from_secs(5))

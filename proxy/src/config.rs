@@ -1,15 +1,18 @@
 //! The sidecar's own configuration: raw serde form, then checked values.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use outrigger_api::resource::Protocol;
 use outrigger_api::token::Token;
-use outrigger_common::config::{ConfigError, Key, Origin, bytes, duration};
+use outrigger_common::config::{ConfigError, Key, Origin};
 use outrigger_common::name::{ServiceName, check_label};
 use outrigger_common::telemetry::LogFormat;
-use serde::Deserialize;
+
+mod raw;
+
+pub use raw::{Drain, Health, Limits, Pool, Timeouts};
+use raw::{Raw, RawJoin, RawService, RawWorkers};
 
 const fn key(
     path: &'static str,
@@ -160,7 +163,7 @@ pub const KEYS: &[Key] = &[
         "drain.acknowledge",
         "duration",
         "5s",
-        "0s to 5m",
+        "0s to 30s",
         "Longest wait, after deregistering, until callers know.",
     ),
     key(
@@ -172,126 +175,6 @@ pub const KEYS: &[Key] = &[
     ),
     key("log_format", "text", "text", "text or json", "Form of log lines on standard error."),
 ];
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Raw {
-    registry: RawRegistry,
-    join: RawJoin,
-    workload: RawWorkload,
-    services: Vec<RawService>,
-    upstreams: Vec<String>,
-    outbound: RawOutbound,
-    mesh: RawMesh,
-    admin: RawAdmin,
-    workers: RawWorkers,
-    timeouts: Timeouts,
-    pool: Pool,
-    limits: Limits,
-    health: Health,
-    drain: Drain,
-    log_format: LogFormat,
-}
-
-macro_rules! raw {
-    ($($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty = $default:expr,)* })*) => {$(
-        $(#[$meta])*
-        #[derive(Debug, Clone, Deserialize)]
-        #[serde(deny_unknown_fields, default)]
-        pub struct $name { $($(#[$field_meta])* pub $field: $type,)* }
-        impl Default for $name {
-            fn default() -> Self { Self { $($field: $default,)* } }
-        }
-    )*};
-}
-
-raw! {
-    /// Where the registry is.
-    RawRegistry { /** `host:port`. */ address: String = "127.0.0.1:15012".into(), }
-    /// The first proof.
-    RawJoin { /** The token. */ token: Option<String> = None, /** A file with it. */ token_file: Option<PathBuf> = None, }
-    /// What is registered.
-    RawWorkload {
-        /** Unique id. */ id: Option<String> = None,
-        /** Address peers use. */ address: Option<IpAddr> = None,
-        /** Failure zone. */ zone: String = String::new(),
-    }
-    /// The application's side.
-    RawOutbound { /** Loopback. */ listen: SocketAddr = ([127, 0, 0, 1], 15001).into(), }
-    /// The peers' side.
-    RawMesh { /** Any. */ listen: SocketAddr = ([0, 0, 0, 0], 15008).into(), }
-    /// The operator's side.
-    RawAdmin { /** Any. */ listen: SocketAddr = ([127, 0, 0, 1], 15020).into(), }
-    /// Limits in time.
-    Timeouts {
-        /** TCP and TLS. */ #[serde(deserialize_with = "duration")] connect: Duration = Duration::from_secs(1),
-        /** Last request byte to response head. */ #[serde(deserialize_with = "duration")] request: Duration = Duration::from_secs(30),
-        /** A body or connection that does not move. */ #[serde(deserialize_with = "duration")] idle: Duration = Duration::from_secs(300),
-        /** A first request's wait. */ #[serde(deserialize_with = "duration")] discovery: Duration = Duration::from_secs(1),
-    }
-    /// How long connections are kept.
-    Pool {
-        /** To sidecars, unused. */ #[serde(deserialize_with = "duration")] idle_timeout: Duration = Duration::from_secs(90),
-        /** To the application, unused. */ #[serde(deserialize_with = "duration")] app_idle_timeout: Duration = Duration::from_secs(3),
-        /** To sidecars, used. */ #[serde(deserialize_with = "duration")] max_age: Duration = Duration::from_secs(600),
-    }
-    /// Limits in size and number.
-    Limits {
-        /** Bytes of a head. */ #[serde(deserialize_with = "bytes")] header_bytes: usize = 64 << 10,
-        /** Bytes kept for a retry. */ #[serde(deserialize_with = "bytes")] replay_bytes: usize = 64 << 10,
-        /** Connections a listener. */ connections: usize = 10_000,
-        /** Edges with metrics of their own. */ edges: usize = 1000,
-    }
-    /// Checks of the application.
-    Health {
-        /** Between checks. */ #[serde(deserialize_with = "duration")] interval: Duration = Duration::from_secs(1),
-        /** Of one check. */ #[serde(deserialize_with = "duration")] timeout: Duration = Duration::from_secs(1),
-    }
-    /// The end.
-    Drain {
-        /** Wait for callers to know. */ #[serde(deserialize_with = "duration")] acknowledge: Duration = Duration::from_secs(5),
-        /** Wait for requests in flight. */ #[serde(deserialize_with = "duration")] deadline: Duration = Duration::from_secs(30),
-    }
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum RawWorkers {
-    Number(usize),
-    Word(String),
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawService {
-    name: String,
-    port: u16,
-    #[serde(default)]
-    protocol: Protocol,
-    target: SocketAddr,
-}
-
-impl Default for Raw {
-    fn default() -> Self {
-        Self {
-            registry: RawRegistry::default(),
-            join: RawJoin::default(),
-            workload: RawWorkload::default(),
-            services: Vec::new(),
-            upstreams: Vec::new(),
-            outbound: RawOutbound::default(),
-            mesh: RawMesh::default(),
-            admin: RawAdmin::default(),
-            workers: RawWorkers::Number(1),
-            timeouts: Timeouts::default(),
-            pool: Pool::default(),
-            limits: Limits::default(),
-            health: Health::default(),
-            drain: Drain::default(),
-            log_format: LogFormat::default(),
-        }
-    }
-}
 
 /// One port the application serves.
 #[derive(Debug, Clone)]
@@ -377,6 +260,9 @@ impl Config {
         };
         let token = token(origin, &raw.join)?;
         let workload = workload_id(origin, raw.workload.id)?;
+        if raw.workload.zone.len() > 63 {
+            return Err(origin.error("workload.zone", "use up to 63 characters"));
+        }
         let services = services(origin, raw.services)?;
         let upstreams = raw
             .upstreams
@@ -423,7 +309,7 @@ fn check_ranges(origin: &Origin, raw: &Raw) -> Result<(), ConfigError> {
         ("pool.max_age", raw.pool.max_age, S, 24 * HOUR),
         ("health.interval", raw.health.interval, 100 * MS, 600 * S),
         ("health.timeout", raw.health.timeout, 10 * MS, 60 * S),
-        ("drain.acknowledge", raw.drain.acknowledge, ZERO, 300 * S),
+        ("drain.acknowledge", raw.drain.acknowledge, ZERO, 30 * S),
         ("drain.deadline", raw.drain.deadline, ZERO, HOUR),
     ];
     let numbers = [

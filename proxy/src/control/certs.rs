@@ -7,7 +7,7 @@ use outrigger_api::v1;
 use outrigger_api::v1::certificates_client::CertificatesClient;
 use outrigger_api::v1::join_client::JoinClient;
 use outrigger_common::backoff::Backoff;
-use outrigger_common::channel::{self, Trust};
+use outrigger_common::channel::{self, Trust, describe};
 use outrigger_common::mtls::{IdentityError, KeyRequest, Svid};
 use outrigger_common::telemetry::chain;
 use tonic::{Code, Status};
@@ -88,7 +88,7 @@ async fn join_once(shared: &Shared, request: &KeyRequest) -> Result<v1::Certific
         Code::Unauthenticated | Code::PermissionDenied | Code::InvalidArgument | Code::FailedPrecondition => {
             refused(status.message().to_owned())
         }
-        _ => Attempt::Later(format!("cannot join the registry at {registry}: {}", chain(&status))),
+        _ => Attempt::Later(format!("cannot join the registry at {registry}: {}", describe(&status))),
     })
 }
 
@@ -175,7 +175,7 @@ async fn renew(shared: &Shared, link: &Link) -> Result<(), String> {
     let message = v1::RenewCertificateRequest { csr: request.csr.to_vec() };
     let answer = within(CertificatesClient::new(link.channel()).renew(message))
         .await
-        .map_err(|status| chain(&status))?;
+        .map_err(|status| describe(&status))?;
     replace(shared, link, complete(request, answer))
 }
 

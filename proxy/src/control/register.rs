@@ -1,15 +1,16 @@
 //! Registration: tells the registry what this workload serves, keeps the lease, reports health.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use outrigger_api::v1;
 use outrigger_api::v1::registration_client::RegistrationClient;
 use outrigger_common::backoff::Backoff;
+use outrigger_common::channel::describe;
+use outrigger_common::resolve::resolve;
 use outrigger_common::tasks::Tasks;
-use outrigger_common::telemetry::chain;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tonic::Code;
@@ -105,7 +106,7 @@ impl Registrar {
                 );
             }
             Ok(Err(status)) => {
-                tracing::warn!(error = chain(&status), "not deregistered; the lease ends by itself");
+                tracing::warn!(error = describe(&status), "not deregistered; the lease ends by itself");
             }
             Err(_) => tracing::warn!("the registry did not answer; the lease ends by itself"),
         }
@@ -122,7 +123,7 @@ impl Registrar {
                 let request = v1::RenewRequest { lease: id.clone(), healthy: healthy.to_vec() };
                 match within(client.renew(request)).await {
                     Ok(answer) => return Ok(Duration::from_millis(answer.ttl_ms)),
-                    Err(status) if status.code() != Code::NotFound => return Err(chain(&status)),
+                    Err(status) if status.code() != Code::NotFound => return Err(describe(&status)),
                     Err(_) => tracing::warn!("the lease is gone; registering again"),
                 }
                 *lease = Lease::None;
@@ -130,7 +131,8 @@ impl Registrar {
             Lease::None => {}
         }
         let caller = self.shared.caller.get().ok_or("no identity yet")?;
-        match within(client.register(self.request(caller, healthy))).await {
+        let address = self.address().await?;
+        match within(client.register(self.request(caller, address, healthy))).await {
             Ok(answer) => {
                 *lease = Lease::Held(answer.lease);
                 self.status.registered();
@@ -148,7 +150,7 @@ impl Registrar {
         }
     }
 
-    fn request(&self, caller: &Caller, healthy: &[bool]) -> v1::RegisterRequest {
+    fn request(&self, caller: &Caller, address: IpAddr, healthy: &[bool]) -> v1::RegisterRequest {
         let config = &self.shared.config;
         let served = |(served, healthy): (&Served, &bool)| v1::ServedPort {
             service: format!("{}.{}", served.name, caller.namespace),
@@ -163,17 +165,25 @@ impl Registrar {
         v1::RegisterRequest {
             workload: config.workload.clone(),
             zone: config.zone.clone(),
-            address: self.address().to_string(),
+            address: address.to_string(),
             mesh_port: self.shared.own.mesh.port().into(),
             ports: config.services.iter().zip(healthy).map(served).collect(),
         }
     }
 
     /// The address peers reach this sidecar at.
-    fn address(&self) -> IpAddr {
+    ///
+    /// # Errors
+    /// When no configured address says it and the registry's name cannot be resolved.
+    async fn address(&self) -> Result<IpAddr, String> {
         let listening = self.shared.own.mesh.ip();
         let given = self.shared.config.address.or((!listening.is_unspecified()).then_some(listening));
-        given.or_else(|| towards(&self.shared.config.registry)).unwrap_or(Ipv4Addr::LOCALHOST.into())
+        match given {
+            Some(address) => Ok(address),
+            None => towards(&self.shared.config.registry).await.ok_or_else(|| {
+                "cannot tell which address peers reach this sidecar at; set workload.address".to_owned()
+            }),
+        }
     }
 
     /// Whether each port of the application accepts a TCP connection; all are asked at once.
@@ -194,11 +204,12 @@ impl Registrar {
 }
 
 /// The address of this machine from which the route to `registry` starts; nothing is sent.
-fn towards(registry: &str) -> Option<IpAddr> {
-    let target: SocketAddr = registry.parse().ok()?;
-    let any = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-    let socket = UdpSocket::bind(any).ok()?;
-    socket.connect(target).ok()?;
+async fn towards(registry: &str) -> Option<IpAddr> {
+    let target = *resolve(registry).await.ok()?.first()?;
+    let any: SocketAddr =
+        if target.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
+    let socket = UdpSocket::bind(any).await.ok()?;
+    socket.connect(target).await.ok()?;
     Some(socket.local_addr().ok()?.ip())
 }
 

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use outrigger_api::v1::discovery_client::DiscoveryClient;
 use outrigger_api::v1::{self, watch_request, watch_response};
 use outrigger_common::backoff::Backoff;
+use outrigger_common::channel::describe;
 use outrigger_common::name::ServiceName;
-use outrigger_common::telemetry::chain;
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
@@ -68,7 +68,7 @@ impl Watch {
         loop {
             let why = match self.stream(&mut backoff).await {
                 Ok(()) => "the registry ended the stream".to_owned(),
-                Err(status) => chain(&status),
+                Err(status) => describe(&status),
             };
             let was_connected = self.status.is_connected();
             self.status.disconnected(

@@ -13,7 +13,8 @@ use crate::config::Config;
 use crate::control::snapshot::server_name;
 use crate::pool::app::{self, AppLimits, AppPool};
 use crate::route::DEFAULT_ROUTE;
-use crate::telemetry::metrics::{Direction, Edge, Metrics};
+use crate::telemetry::edge::Edge;
+use crate::telemetry::metrics::{Direction, Metrics};
 
 /// All served ports, by the server name that names them.
 #[derive(Debug)]

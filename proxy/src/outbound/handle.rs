@@ -21,7 +21,8 @@ use crate::reason::Reason;
 use crate::respond;
 use crate::route::DEFAULT_ROUTE;
 use crate::shared::{Caller, Shared};
-use crate::telemetry::metrics::{Direction, Edge};
+use crate::telemetry::edge::Edge;
+use crate::telemetry::metrics::Direction;
 use crate::telemetry::record::RequestRecord;
 use crate::telemetry::trace::TraceContext;
 

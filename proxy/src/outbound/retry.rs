@@ -23,7 +23,8 @@ use crate::pool::h2::StreamGuard;
 use crate::pool::mesh::Endpoint;
 use crate::reason::Reason;
 use crate::shared::Shared;
-use crate::telemetry::metrics::{Edge, RetryOutcome, RetryReason, seconds};
+use crate::telemetry::edge::Edge;
+use crate::telemetry::metrics::{RetryOutcome, RetryReason, seconds};
 
 /// Attempts of one request: the first, and two more.
 const ATTEMPTS: usize = 3;

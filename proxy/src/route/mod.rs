@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::telemetry::metrics::Edge;
+use crate::telemetry::edge::Edge;
 
 /// Name of the rule that applies where no other is configured.
 pub const DEFAULT_ROUTE: &str = "default";

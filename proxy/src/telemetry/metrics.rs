@@ -6,14 +6,14 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry,
+    Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
+use super::edge::Edge;
 use crate::reason::Reason;
 
 /// Upper bounds in seconds, seven a decade from 100 us to 60 s: neighbouring bounds differ by at
@@ -23,9 +23,7 @@ const BUCKETS: [f64; 41] = [
     0.007, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0,
     4.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0,
 ];
-/// Combinations of status, protocol and reason an edge may have before they share one.
-const MAX_OUTCOMES: usize = 64;
-const OVERFLOW: &str = "overflow";
+pub(super) const OVERFLOW: &str = "overflow";
 const EDGE: [&str; 3] = ["direction", "source", "destination"];
 
 /// Which side of an edge this sidecar is.
@@ -59,7 +57,7 @@ pub enum WireProtocol {
 }
 
 impl WireProtocol {
-    fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Http1 => "http1",
             Self::H2 => "h2",
@@ -84,7 +82,7 @@ pub enum StatusClass {
 }
 
 impl StatusClass {
-    fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Success => "2xx",
             Self::Redirection => "3xx",
@@ -107,7 +105,7 @@ pub enum RetryReason {
 }
 
 impl RetryReason {
-    fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Undelivered => "undelivered",
             Self::Reset => "reset",
@@ -126,7 +124,7 @@ pub enum RetryOutcome {
 }
 
 impl RetryOutcome {
-    fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Sent => "sent",
             Self::NotReplayable => "not_replayable",
@@ -152,15 +150,15 @@ pub struct Outcome {
 /// All families of one sidecar.
 pub struct Metrics {
     registry: Registry,
-    requests: IntCounterVec,
-    duration: HistogramVec,
-    processing: HistogramVec,
-    transmit: HistogramVec,
-    queue: HistogramVec,
-    in_flight: IntGaugeVec,
-    request_bytes: IntCounterVec,
-    response_bytes: IntCounterVec,
-    retries: IntCounterVec,
+    pub(super) requests: IntCounterVec,
+    pub(super) duration: HistogramVec,
+    pub(super) processing: HistogramVec,
+    pub(super) transmit: HistogramVec,
+    pub(super) queue: HistogramVec,
+    pub(super) in_flight: IntGaugeVec,
+    pub(super) request_bytes: IntCounterVec,
+    pub(super) response_bytes: IntCounterVec,
+    pub(super) retries: IntCounterVec,
     breaker_transitions: IntCounterVec,
     /// Endpoints ejected now; set at each scrape.
     pub breaker_open: IntGauge,
@@ -176,7 +174,7 @@ pub struct Metrics {
     /// Spans handed to the collector.
     pub spans_exported: IntCounter,
     spans_dropped: IntCounterVec,
-    folded: IntCounter,
+    pub(super) folded: IntCounter,
     edges: Mutex<HashMap<EdgeKey, Arc<Edge>>>,
     max_edges: usize,
     /// For the drain, over all edges.
@@ -210,11 +208,11 @@ impl Activity {
 }
 
 #[derive(PartialEq, Eq, Hash, Clone)]
-struct EdgeKey {
-    direction: Direction,
-    source: Box<str>,
-    destination: Box<str>,
-    route: Box<str>,
+pub(super) struct EdgeKey {
+    pub(super) direction: Direction,
+    pub(super) source: Box<str>,
+    pub(super) destination: Box<str>,
+    pub(super) route: Box<str>,
 }
 
 impl Metrics {
@@ -404,156 +402,6 @@ fn register<C: prometheus::core::Collector + Clone + 'static>(
     family
 }
 
-/// The handles of one edge and route.
-pub struct Edge {
-    metrics: Arc<Metrics>,
-    direction: Direction,
-    source: Box<str>,
-    destination: Box<str>,
-    route: Box<str>,
-    folded: bool,
-    duration: [OnceLock<Histogram>; 5],
-    /// Time in the application.
-    pub processing: Histogram,
-    /// Everything else.
-    pub transmit: Histogram,
-    /// Waiting for a connection.
-    pub queue: Histogram,
-    /// Begun and not ended.
-    in_flight: IntGauge,
-    /// Bytes of request bodies.
-    pub request_bytes: IntCounter,
-    /// Bytes of response bodies.
-    pub response_bytes: IntCounter,
-    outcomes: Mutex<Vec<(Outcome, IntCounter)>>,
-}
-
-impl Edge {
-    fn new(metrics: &Arc<Metrics>, key: &EdgeKey, folded: bool) -> Self {
-        let EdgeKey { direction, source, destination, route } = key;
-        let edge = [direction.as_str(), source, destination];
-        let with_route = [direction.as_str(), source, destination, route];
-        Self {
-            duration: Default::default(),
-            processing: metrics.processing.with_label_values(&with_route),
-            transmit: metrics.transmit.with_label_values(&with_route),
-            queue: metrics.queue.with_label_values(&edge),
-            in_flight: metrics.in_flight.with_label_values(&edge),
-            request_bytes: metrics.request_bytes.with_label_values(&edge),
-            response_bytes: metrics.response_bytes.with_label_values(&edge),
-            outcomes: Mutex::new(Vec::new()),
-            metrics: metrics.clone(),
-            direction: *direction,
-            source: source.clone(),
-            destination: destination.clone(),
-            route: route.clone(),
-            folded,
-        }
-    }
-
-    /// Whether it stands for all edges past the bound.
-    pub fn is_overflow(&self) -> bool {
-        self.folded
-    }
-
-    /// A request begins, on this edge and at all.
-    pub fn begin(&self) {
-        self.in_flight.inc();
-        self.metrics.activity.begin();
-    }
-
-    /// A request ends.
-    pub fn end(&self) {
-        self.in_flight.dec();
-        self.metrics.activity.end();
-    }
-
-    /// Which side this sidecar is.
-    pub fn direction(&self) -> Direction {
-        self.direction
-    }
-
-    /// The callee, `name.namespace`.
-    pub fn destination(&self) -> &str {
-        &self.destination
-    }
-
-    /// Counts one completed request.
-    pub fn count(&self, outcome: Outcome) {
-        if self.folded {
-            self.metrics.folded.inc();
-        }
-        let mut outcomes = self.outcomes.lock().expect("no holder of this lock panics");
-        // A handful of combinations: a scan beats hashing.
-        if let Some((_, counter)) = outcomes.iter().find(|(known, _)| *known == outcome) {
-            counter.inc();
-            return;
-        }
-        if outcomes.len() >= MAX_OUTCOMES {
-            self.metrics.folded.inc();
-            self.counter(outcome.protocol.as_str(), OVERFLOW, "", outcome.mutual_tls, "").inc();
-            return;
-        }
-        let grpc = outcome.grpc_status.map(|status| status.to_string()).unwrap_or_default();
-        let reason = outcome.reason.map_or("", Reason::as_str);
-        let counter = self.counter(
-            outcome.protocol.as_str(),
-            &outcome.status.to_string(),
-            &grpc,
-            outcome.mutual_tls,
-            reason,
-        );
-        counter.inc();
-        outcomes.push((outcome, counter));
-    }
-
-    fn counter(
-        &self,
-        protocol: &str,
-        status: &str,
-        grpc_status: &str,
-        mutual_tls: bool,
-        reason: &str,
-    ) -> IntCounter {
-        let tls = if mutual_tls { "mutual" } else { "none" };
-        let direction = self.direction.as_str();
-        let labels = [
-            direction,
-            &self.source,
-            &self.destination,
-            &self.route,
-            protocol,
-            status,
-            grpc_status,
-            tls,
-            reason,
-        ];
-        self.metrics.requests.with_label_values(&labels)
-    }
-
-    /// The duration's histogram of a class; a class nobody saw has no series.
-    pub fn duration(&self, class: StatusClass) -> &Histogram {
-        self.duration[class as usize].get_or_init(|| {
-            let labels =
-                [self.direction.as_str(), &self.source, &self.destination, &self.route, class.as_str()];
-            self.metrics.duration.with_label_values(&labels)
-        })
-    }
-
-    /// Counts a failed attempt that could be repeated. Rare, so looked up by label.
-    pub fn retry(&self, reason: RetryReason, outcome: RetryOutcome) {
-        let labels =
-            [self.direction.as_str(), &self.source, &self.destination, reason.as_str(), outcome.as_str()];
-        self.metrics.retries.with_label_values(&labels).inc();
-    }
-}
-
-impl std::fmt::Debug for Edge {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}->{} {}", self.direction.as_str(), self.source, self.destination, self.route)
-    }
-}
-
 /// Seconds as Prometheus counts them.
 pub fn seconds(duration: Duration) -> f64 {
     duration.as_secs_f64()
@@ -561,6 +409,7 @@ pub fn seconds(duration: Duration) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::edge::MAX_OUTCOMES;
     use super::*;
 
     fn outcome(status: u16) -> Outcome {

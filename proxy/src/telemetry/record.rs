@@ -6,7 +6,8 @@ use std::time::{Duration, Instant, SystemTime};
 use http::StatusCode;
 use opentelemetry::trace::SpanKind;
 
-use super::metrics::{Direction, Edge, Outcome, StatusClass, WireProtocol, seconds};
+use super::edge::Edge;
+use super::metrics::{Direction, Outcome, StatusClass, WireProtocol, seconds};
 use super::spans::{FinishedSpan, SpanSink, text};
 use super::trace::{TraceContext, new_span_id};
 use crate::http::replay::Replay;

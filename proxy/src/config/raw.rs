@@ -1,0 +1,228 @@
+//! The configuration as serde reads it: everything optional or with its default, nothing checked.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use outrigger_api::resource::Protocol;
+use outrigger_common::config::{bytes, duration};
+use outrigger_common::telemetry::LogFormat;
+use serde::Deserialize;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Raw {
+    pub(super) registry: RawRegistry,
+    pub(super) join: RawJoin,
+    pub(super) workload: RawWorkload,
+    pub(super) services: Vec<RawService>,
+    pub(super) upstreams: Vec<String>,
+    pub(super) outbound: RawOutbound,
+    pub(super) mesh: RawMesh,
+    pub(super) admin: RawAdmin,
+    pub(super) workers: RawWorkers,
+    pub(super) timeouts: Timeouts,
+    pub(super) pool: Pool,
+    pub(super) limits: Limits,
+    pub(super) health: Health,
+    pub(super) drain: Drain,
+    pub(super) log_format: LogFormat,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawRegistry {
+    pub(super) address: String,
+}
+
+impl Default for RawRegistry {
+    fn default() -> Self {
+        Self { address: "127.0.0.1:15012".to_owned() }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawJoin {
+    pub(super) token: Option<String>,
+    pub(super) token_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawWorkload {
+    pub(super) id: Option<String>,
+    pub(super) address: Option<IpAddr>,
+    pub(super) zone: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawService {
+    pub(super) name: String,
+    pub(super) port: u16,
+    #[serde(default)]
+    pub(super) protocol: Protocol,
+    pub(super) target: SocketAddr,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawOutbound {
+    pub(super) listen: SocketAddr,
+}
+
+impl Default for RawOutbound {
+    fn default() -> Self {
+        Self { listen: ([127, 0, 0, 1], 15001).into() }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawMesh {
+    pub(super) listen: SocketAddr,
+}
+
+impl Default for RawMesh {
+    fn default() -> Self {
+        Self { listen: ([0, 0, 0, 0], 15008).into() }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawAdmin {
+    pub(super) listen: SocketAddr,
+}
+
+impl Default for RawAdmin {
+    fn default() -> Self {
+        Self { listen: ([127, 0, 0, 1], 15020).into() }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum RawWorkers {
+    Number(usize),
+    Word(String),
+}
+
+impl Default for RawWorkers {
+    fn default() -> Self {
+        Self::Number(1)
+    }
+}
+
+/// Limits in time.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Timeouts {
+    /// Connecting to an endpoint, TLS included.
+    #[serde(deserialize_with = "duration")]
+    pub connect: Duration,
+    /// From the last request byte sent to the response head.
+    #[serde(deserialize_with = "duration")]
+    pub request: Duration,
+    /// A body or connection that does not move.
+    #[serde(deserialize_with = "duration")]
+    pub idle: Duration,
+    /// A first request's wait for the registry.
+    #[serde(deserialize_with = "duration")]
+    pub discovery: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(1),
+            request: Duration::from_secs(30),
+            idle: Duration::from_secs(300),
+            discovery: Duration::from_secs(1),
+        }
+    }
+}
+
+/// How long connections are kept.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Pool {
+    /// To sidecars, unused.
+    #[serde(deserialize_with = "duration")]
+    pub idle_timeout: Duration,
+    /// To the application, unused.
+    #[serde(deserialize_with = "duration")]
+    pub app_idle_timeout: Duration,
+    /// To sidecars, used.
+    #[serde(deserialize_with = "duration")]
+    pub max_age: Duration,
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self {
+            idle_timeout: Duration::from_secs(90),
+            app_idle_timeout: Duration::from_secs(3),
+            max_age: Duration::from_secs(600),
+        }
+    }
+}
+
+/// Limits in size and number.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Bytes of a head.
+    #[serde(deserialize_with = "bytes")]
+    pub header_bytes: usize,
+    /// Bytes of a body kept for a retry.
+    #[serde(deserialize_with = "bytes")]
+    pub replay_bytes: usize,
+    /// Connections of a listener.
+    pub connections: usize,
+    /// Edges with metrics of their own.
+    pub edges: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { header_bytes: 64 << 10, replay_bytes: 64 << 10, connections: 10_000, edges: 1000 }
+    }
+}
+
+/// Checks of the application.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Health {
+    /// Between two checks.
+    #[serde(deserialize_with = "duration")]
+    pub interval: Duration,
+    /// Of one check.
+    #[serde(deserialize_with = "duration")]
+    pub timeout: Duration,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self { interval: Duration::from_secs(1), timeout: Duration::from_secs(1) }
+    }
+}
+
+/// The end.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Drain {
+    /// Wait for callers to know.
+    #[serde(deserialize_with = "duration")]
+    pub acknowledge: Duration,
+    /// Wait for requests in flight.
+    #[serde(deserialize_with = "duration")]
+    pub deadline: Duration,
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self { acknowledge: Duration::from_secs(5), deadline: Duration::from_secs(30) }
+    }
+}
