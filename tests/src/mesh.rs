@@ -150,6 +150,18 @@ impl Mesh {
         self.sidecar(id).calls(upstreams).start().await
     }
 
+    /// A started order service (`outrigger order-service server`) with a database of its own, and where
+    /// it listens.
+    pub async fn order_service(&self, id: &str) -> (Process, SocketAddr) {
+        let settings =
+            json!({"server": {"listen": ANY, "database": self.directory().join(format!("{id}.db"))}});
+        let config = write(self.directory(), &format!("{id}.yaml"), &settings);
+        let args = ["order-service", "server", "--config", &config.to_string_lossy(), "--output", "json"];
+        let mut process = Process::start(id, &args, &[], self.directory());
+        let at = process.announced().await;
+        (process, address(&at, "listen"))
+    }
+
     /// The admin's identity, as it is now.
     ///
     /// # Panics

@@ -1,11 +1,14 @@
 //! A replica leaves in order: nobody notices.
 
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use http::Method;
 use outrigger_common::tasks::Tasks;
-use outrigger_tests::client::request;
+use outrigger_tests::app::{App, ok};
+use outrigger_tests::client::{Client, request};
 use outrigger_tests::load::Load;
+use outrigger_tests::mesh::Mesh;
 use outrigger_tests::wait::{soon, until};
 use rustix::process::Signal;
 use serde_json::json;
@@ -28,8 +31,7 @@ async fn drains(what: &str, ask: impl AsyncFnOnce(&Shop)) {
             Tasks::current().spawn_joinable("slow", async move { client.send(request).await })
         })
         .collect();
-    let in_hand =
-        |app: &outrigger_tests::app::App| app.heads().iter().filter(|(uri, _)| uri.path() == "/slow").count();
+    let in_hand = |app: &App| app.heads().iter().filter(|(uri, _)| uri.path() == "/slow").count();
     until("all slow requests are with an application", || async {
         shop.apps.iter().map(in_hand).sum::<usize>() == 9
     })
@@ -114,4 +116,41 @@ async fn a_drain_without_a_registry_still_ends_in_order() {
     assert_eq!(soon("the request ends", waiting).await.unwrap().unwrap().status, 200);
     assert!(shop.replicas[0].process.end().await.success());
     println!("a drain without a registry took {:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_replica_that_leaves_can_still_call_others_for_what_it_has_in_hand() {
+    let mesh = Mesh::start().await;
+    let leaf = App::start("leaf").await;
+    let _payments = mesh.replica("payments-1", "payments", &leaf).await;
+    let own: Arc<OnceLock<Client>> = Arc::default();
+    let (arrived, mut arrivals) = tokio::sync::mpsc::channel(1);
+    let (go, gone) = tokio::sync::watch::channel(false);
+    let calling = own.clone();
+    let app = App::with("app", move |_| {
+        let (client, arrived, mut gone) = (calling.get().unwrap().clone(), arrived.clone(), gone.clone());
+        async move {
+            arrived.send(()).await.unwrap();
+            gone.wait_for(|gone| *gone).await.unwrap();
+            let answer = client.post("payments.shop", "/", "pay").await;
+            Ok(ok(answer.map_or_else(|error| format!("{error:?}"), |answer| answer.text())))
+        }
+    })
+    .await;
+    let mut replica = mesh.replica("orders-1", "orders", &app).await;
+    assert!(own.set(replica.client()).is_ok());
+    let front = mesh.caller("front", &[ORDERS]).await;
+    front.knows_healthy(ORDERS, 1).await;
+    let client = front.client();
+    let waiting =
+        Tasks::current().spawn_joinable("order", async move { client.post(ORDERS, "/", "order").await });
+    soon("the application has it", arrivals.recv()).await.unwrap();
+    replica.process.signal(Signal::TERM);
+    front.knows(ORDERS, &[]).await;
+    // It had never called anybody before: the lookup and the connection are made while it drains.
+    go.send(true).unwrap();
+    let answer = soon("the answer", waiting).await.unwrap().unwrap();
+    assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, "leaf"));
+    assert!(replica.process.end().await.success());
+    assert_eq!(leaf.requests(), 1);
 }

@@ -183,7 +183,7 @@ async fn a_server_with_another_identity_than_registered_gets_no_byte_of_a_reques
     assert!(answer.text().contains("sa/rogue") && answer.text().contains("sa/orders"), "{}", answer.text());
     impostor.visited().await;
     assert_eq!(impostor.received(), "", "not one byte of HTTP");
-    assert_eq!(impostor.handshakes.lock().unwrap()[0], true, "TLS itself was in order");
+    assert!(impostor.handshakes.lock().unwrap()[0], "TLS itself was in order");
     let metrics = shop.front.metrics().await;
     let mismatch = [("direction", "outbound"), ("result", "identity_mismatch")];
     assert!(metrics.sum("mesh_tls_handshakes_total", &mismatch) >= 1.0);

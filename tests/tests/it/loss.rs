@@ -35,8 +35,8 @@ async fn survives(what: &str, kill: impl AsyncFnOnce(&mut Shop)) {
     );
     let twice: Vec<_> = (0..posts.sent).filter(|n| shop.executions(&format!("u{n}")) > 1).collect();
     assert!(twice.is_empty(), "executed twice: {twice:?}");
-    // The survivors took the load.
-    assert!(shop.apps[1].requests() > 100 && shop.apps[2].requests() > 100);
+    // The survivors took the load; how they share it is the balancer's affair.
+    assert!(shop.apps[1..].iter().all(|app| app.requests() > 10), "{:?}", report.answered_by);
     let metrics = shop.front.metrics().await;
     println!(
         "{what}: {} retries, {} ejections",

@@ -10,6 +10,7 @@ mod identity;
 mod inputs;
 mod loss;
 mod memory;
+mod orders;
 mod reach;
 mod refusals;
 mod registry;

@@ -84,3 +84,24 @@ async fn a_replica_that_dies_while_the_registry_is_away_costs_no_request() {
     load.more(450).await;
     load.stop().await.assert_clean_but_for_cuts("a replica killed without a registry");
 }
+
+#[tokio::test]
+async fn a_registry_that_was_wiped_is_not_believed_and_traffic_goes_on() {
+    let mut shop = Shop::open(2).await;
+    let load = Load::start(&shop.front.client(), 100.0, repeatable);
+    load.more(50).await;
+    shop.mesh.registry.kill();
+    std::fs::remove_dir_all(shop.mesh.data()).unwrap();
+    shop.mesh.restart_registry().await;
+    let refused =
+        |log: String| log.contains("TLS with the registry") && log.contains("invalid peer certificate");
+    for sidecar in shop.replicas.iter().chain([&shop.front]) {
+        until(&format!("{} says why", sidecar.id), || async { refused(sidecar.process.log()) }).await;
+        assert_eq!(sidecar.metrics().await.value("mesh_registry_connected"), 0.0);
+        assert_eq!(sidecar.get("/ready").await.0, 200, "what runs goes on");
+    }
+    load.more(100).await;
+    load.stop().await.assert_clean("a registry with another root");
+    assert_eq!(shop.front.workloads(ORDERS).await, ["orders-1", "orders-2"]);
+    assert_eq!(shop.mesh.get("/v1/services/shop/orders").await.0, 404, "nobody registered there");
+}
