@@ -24,7 +24,7 @@ use crate::ca::Authority;
 use crate::config::Config;
 use crate::error::StartError;
 use crate::follow;
-use crate::grpc::{self, Services};
+use crate::grpc::{self, Limits, Port, Services};
 use crate::http::{self, Pages};
 use crate::hub::Hub;
 use crate::join::Joins;
@@ -56,6 +56,7 @@ pub struct Registry {
     watch: Box<dyn Watch>,
     own: Own,
     metrics: Arc<Metrics>,
+    limits: Limits,
 }
 
 /// The registry's own identities.
@@ -90,7 +91,13 @@ impl Registry {
         let mut fold = Fold::new(store.id());
         let hub = Arc::new(Hub::new(fold.state().clone(), metrics.convergence.clone()));
         let watch = follow::load(&*store, &hub, &mut fold).await?;
-        Ok(Self { config, grpc, http, addresses, store, hub, fold, watch, own, metrics })
+        let limits = Limits::default();
+        Ok(Self { config, grpc, http, addresses, store, hub, fold, watch, own, metrics, limits })
+    }
+
+    /// Other limits than the default ones, which no mesh within DESIGN.md's size should need.
+    pub fn with_limits(self, limits: Limits) -> Self {
+        Self { limits, ..self }
     }
 
     /// Where sidecars connect.
@@ -140,7 +147,13 @@ impl Registry {
             tasks: tasks.clone(),
             drain: drain.clone(),
         };
-        serve_grpc(&services, self.grpc, self.own.tls.clone());
+        let port = Port {
+            listener: self.grpc,
+            tls: self.own.tls.clone(),
+            limits: self.limits,
+            metrics: self.metrics.clone(),
+        };
+        serve_grpc(&services, port);
         serve_http(&services, self.http, pages);
         tasks.spawn(
             "follow the store",
@@ -170,10 +183,9 @@ async fn until(drain: Drain, work: impl Future<Output = ()>) {
     }
 }
 
-fn serve_grpc(services: &Services, listener: TcpListener, tls: Arc<ArcSwap<ServerConfig>>) {
+fn serve_grpc(services: &Services, port: Port) {
     let (tasks, drain) = (services.tasks.clone(), services.drain.clone());
-    let (accepting, connections) =
-        grpc::accept(listener, tls, services.metrics.clone(), tasks.clone(), drain.clone());
+    let (accepting, connections) = grpc::accept(port, tasks.clone(), drain.clone());
     tasks.spawn("accept", accepting);
     let serving =
         grpc::routes(services).serve_with_incoming_shutdown(ReceiverStream::new(connections), async move {

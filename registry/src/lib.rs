@@ -33,3 +33,4 @@ pub mod watch;
 pub use app::Registry;
 pub use config::Config;
 pub use error::StartError;
+pub use grpc::Limits;

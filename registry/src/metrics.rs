@@ -37,8 +37,7 @@ pub struct Metrics {
     pub certificates_issued: IntCounterVec,
     /// End of validity, by certificate.
     pub certificate_expiry: IntGaugeVec,
-    /// Handshakes with clients, by result.
-    pub handshakes: IntCounterVec,
+    handshakes: IntCounterVec,
     /// Spans received.
     pub spans_received: IntCounter,
     /// Spans that were dropped, being malformed or one too many.
@@ -94,7 +93,7 @@ impl Metrics {
             ),
             handshakes: counters(
                 "mesh_registry_handshakes_total",
-                "TLS handshakes with clients, by result: mutual, anonymous, failed.",
+                "TLS handshakes with clients, by result: mutual, anonymous, refused (one anonymous connection too many), failed.",
                 "result",
             ),
             spans_received: counter("mesh_registry_spans_received_total", "Spans received from sidecars."),
@@ -106,6 +105,11 @@ impl Metrics {
             traces_stored: gauge("mesh_registry_traces_stored", "Traces kept."),
             registry,
         }
+    }
+
+    /// Counts a handshake.
+    pub fn handshake(&self, result: &str) {
+        self.handshakes.with_label_values(&[result]).inc();
     }
 
     /// Notes the end of a certificate's validity.

@@ -15,12 +15,14 @@ use outrigger_common::mtls;
 use outrigger_common::tasks::Tasks;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
+use super::limits::{Limits, Places, Stay};
 use crate::metrics::Metrics;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -29,37 +31,61 @@ const MAX_HANDSHAKES: usize = 256;
 /// Pause after a failed accept (no file descriptors left), so as not to spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const QUEUE: usize = 64;
+/// Watch streams of one connection: a sidecar has one, and two while it opens the next.
+const MAX_WATCHES: usize = 4;
 
 /// Who is at the far end of a connection.
 #[derive(Debug, Clone)]
 pub(crate) struct PeerInfo {
     /// Id and end of the certificate, if one was presented.
     pub(crate) proven: Option<(Arc<SpiffeId>, SystemTime)>,
+    /// Places for watch streams on this connection.
+    pub(crate) watches: Arc<Semaphore>,
 }
 
 /// A connection after its handshake.
 pub(crate) struct Connection {
     stream: TlsStream<TcpStream>,
     peer: PeerInfo,
+    /// How long it may stay without a certificate.
+    stay: Option<Stay>,
+    _place: OwnedSemaphorePermit,
+}
+
+/// What accepting works with.
+pub(crate) struct Port {
+    /// Where clients connect.
+    pub(crate) listener: TcpListener,
+    /// Read anew for each connection, so a renewed certificate is used at once.
+    pub(crate) tls: Arc<ArcSwap<ServerConfig>>,
+    /// How many connections there may be.
+    pub(crate) limits: Limits,
+    /// Counts handshakes.
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 /// Accepts connections until the drain; those that finish their handshake come out of the channel.
-/// The configuration is read anew for each, so a renewed certificate is used at once.
 pub(crate) fn accept(
-    listener: TcpListener,
-    config: Arc<ArcSwap<ServerConfig>>,
-    metrics: Arc<Metrics>,
+    port: Port,
     tasks: Tasks,
     drain: Drain,
 ) -> (impl Future<Output = ()> + Send, mpsc::Receiver<io::Result<Connection>>) {
     let (ready, connections) = mpsc::channel(QUEUE);
-    let places = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let Port { listener, tls, limits, metrics } = port;
+    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let places = Arc::new(Places::new(limits));
     let accepting = async move {
-        while let Ok(place) = places.clone().acquire_owned().await {
+        loop {
+            let accepted = async {
+                let handshake = handshakes.clone().acquire_owned().await.ok()?;
+                let place = places.any().await?;
+                Some((handshake, place, listener.accept().await))
+            };
             let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+                accepted = accepted => accepted,
                 () = drain.signalled() => return,
             };
+            let Some((handshake, place, accepted)) = accepted else { return };
             let (stream, address) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
@@ -68,33 +94,47 @@ pub(crate) fn accept(
                     continue;
                 }
             };
-            let (acceptor, ready, metrics) =
-                (TlsAcceptor::from(config.load_full()), ready.clone(), metrics.clone());
+            let (acceptor, ready) = (TlsAcceptor::from(tls.load_full()), ready.clone());
+            let (places, metrics) = (places.clone(), metrics.clone());
             tasks.spawn("handshake", async move {
-                let _place = place;
-                if let Some(connection) = handshake(&acceptor, stream, address, &metrics).await {
-                    let _stopping = ready.send(Ok(connection)).await;
-                }
+                let _handshake = handshake;
+                let shaken = shake_hands(&acceptor, stream, address, &metrics).await;
+                let Some((stream, proven)) = shaken else { return };
+                let stay = match proven {
+                    Some(_) => None,
+                    None => match places.anonymous(Instant::now()) {
+                        Some(stay) => Some(stay),
+                        None => {
+                            tracing::debug!(%address, "too many connections without a certificate");
+                            return metrics.handshake("refused");
+                        }
+                    },
+                };
+                metrics.handshake(if proven.is_some() { "mutual" } else { "anonymous" });
+                let peer = PeerInfo { proven, watches: Arc::new(Semaphore::new(MAX_WATCHES)) };
+                let connection = Connection { stream, peer, stay, _place: place };
+                let _stopping = ready.send(Ok(connection)).await;
             });
         }
     };
     (accepting, connections)
 }
 
-async fn handshake(
+type Proven = Option<(Arc<SpiffeId>, SystemTime)>;
+
+async fn shake_hands(
     acceptor: &TlsAcceptor,
     stream: TcpStream,
     address: SocketAddr,
     metrics: &Metrics,
-) -> Option<Connection> {
-    let result = |result: &str| metrics.handshakes.with_label_values(&[result]).inc();
+) -> Option<(TlsStream<TcpStream>, Proven)> {
     let _unsupported = stream.set_nodelay(true);
     let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await;
     let stream = match handshake.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
         Ok(stream) => stream,
         Err(error) => {
             tracing::debug!(%address, %error, "handshake failed");
-            result("failed");
+            metrics.handshake("failed");
             return None;
         }
     };
@@ -104,13 +144,19 @@ async fn handshake(
             (Ok(id), Ok(expires)) => Some((Arc::new(id), expires)),
             (Err(error), _) | (_, Err(error)) => {
                 tracing::warn!(%address, %error, "client certificate refused");
-                result("failed");
+                metrics.handshake("failed");
                 return None;
             }
         },
     };
-    result(if proven.is_some() { "mutual" } else { "anonymous" });
-    Some(Connection { stream, peer: PeerInfo { proven } })
+    Some((stream, proven))
+}
+
+impl Connection {
+    fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let over = self.stay.as_mut().is_some_and(|stay| stay.poll_over(cx).is_ready());
+        if over { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
+    }
 }
 
 impl Connected for Connection {
@@ -127,16 +173,19 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        self.check(cx)?;
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.check(cx)?;
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check(cx)?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
@@ -149,6 +198,7 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.check(cx)?;
         Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 

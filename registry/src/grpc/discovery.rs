@@ -37,10 +37,14 @@ impl DiscoveryService for Discovery {
         request: Request<Streaming<v1::WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let caller = caller(&request)?;
+        let watch = caller.watches.clone().try_acquire_owned().map_err(|_| {
+            Status::resource_exhausted("this connection has 4 watch streams already; end one of them first")
+        })?;
         // One place: what is not read by the sidecar is not made yet, so it costs no memory here.
         let (replies, stream) = mpsc::channel(1);
         let (services, requests) = (self.0.clone(), request.into_inner());
         self.0.tasks.spawn("watch stream", async move {
+            let _watch = watch;
             let drain = services.drain.clone();
             let end = tokio::select! {
                 end = serve(services, requests, &replies, caller.id.to_string()) => end,

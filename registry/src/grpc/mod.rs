@@ -4,6 +4,7 @@ mod admin;
 mod certificate;
 mod connection;
 mod discovery;
+mod limits;
 mod registration;
 mod traces;
 
@@ -19,13 +20,15 @@ use outrigger_api::v1::registration_server::RegistrationServer;
 use outrigger_common::drain::Drain;
 use outrigger_common::identity::{Principal, SpiffeId, TrustDomain};
 use outrigger_common::tasks::Tasks;
+use tokio::sync::Semaphore;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tonic::transport::server::Router;
 use tonic::{Request, Status};
 
-pub(crate) use self::connection::{PeerInfo, accept};
+pub(crate) use self::connection::{PeerInfo, Port, accept};
+pub use self::limits::Limits;
 use crate::hub::Hub;
 use crate::join::Joins;
 use crate::metrics::Metrics;
@@ -70,6 +73,7 @@ pub(crate) struct Services {
 struct Caller {
     id: Arc<SpiffeId>,
     expires: SystemTime,
+    watches: Arc<Semaphore>,
 }
 
 /// Who may call a service.
@@ -88,8 +92,11 @@ struct Guard {
 
 impl Interceptor for Guard {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        let peer = request.extensions().get::<PeerInfo>().and_then(|peer| peer.proven.clone());
-        let Some(caller) = peer.map(|(id, expires)| Caller { id, expires }) else {
+        let peer = request.extensions().get::<PeerInfo>().cloned();
+        let caller = peer.and_then(|PeerInfo { proven, watches }| {
+            proven.map(|(id, expires)| Caller { id, expires, watches })
+        });
+        let Some(caller) = caller else {
             return Err(Status::unauthenticated(
                 "no client certificate: join with a token first (`outrigger token`); nothing else answers without one",
             ));

@@ -22,7 +22,7 @@ use outrigger_common::channel::{self, Trust};
 use outrigger_common::config::Origin;
 use outrigger_common::mtls::{KeyRequest, Svid};
 use outrigger_common::tasks::Tasks;
-use outrigger_registry::{Config, Registry, StartError, config::KEYS};
+use outrigger_registry::{Config, Limits, Registry, StartError, config::KEYS};
 use rustls_pki_types::CertificateDer;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -78,12 +78,22 @@ impl Mesh {
     }
 
     pub(crate) async fn start_in(data: &Path, extra: &str) -> Result<Self, StartError> {
-        let registry = Registry::bind(config(data, extra)).await?;
+        Ok(Self::run(Registry::bind(config(data, extra)).await?, data))
+    }
+
+    pub(crate) async fn start_with(limits: Limits) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Registry::bind(config(dir.path(), "")).await.unwrap().with_limits(limits);
+        let mesh = Self::run(registry, dir.path());
+        Self { _dir: Some(dir), ..mesh }
+    }
+
+    fn run(registry: Registry, data: &Path) -> Self {
         let (grpc, http) = (registry.grpc_address().to_string(), registry.http_address());
         let (stop, stopped) = oneshot::channel::<()>();
         let run = async move { registry.run(async move { _ = stopped.await }).await.unwrap() };
         let done = Tasks::current().spawn_joinable("registry", run);
-        Ok(Self { grpc, http, data: data.to_owned(), stop: Some(stop), done: Some(done), _dir: None })
+        Self { grpc, http, data: data.to_owned(), stop: Some(stop), done: Some(done), _dir: None }
     }
 
     /// One that runs elsewhere.

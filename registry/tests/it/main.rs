@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // clippy knows tests by their attribute, not the harness they share.
 
 mod admin;
+mod crowd;
 mod harness;
 mod http;
 mod identity;
