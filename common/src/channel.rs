@@ -22,6 +22,7 @@ use tonic::transport::{Channel, Endpoint};
 use crate::identity::{Principal, TrustDomain};
 use crate::mtls::{self, Svid};
 use crate::resolve::resolve;
+use crate::telemetry::with_causes;
 
 /// Limit for connecting and the handshake together.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -67,16 +68,7 @@ pub fn plaintext(address: &str) -> Result<Channel, tonic::transport::Error> {
 
 /// A gRPC status for people: its message, and what caused it.
 pub fn describe(status: &tonic::Status) -> String {
-    let mut text = status.message().to_owned();
-    let mut source = std::error::Error::source(status);
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
+    let text = with_causes(status.message().to_owned(), std::error::Error::source(status));
     if text.is_empty() { status.code().to_string() } else { text }
 }
 

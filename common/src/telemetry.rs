@@ -33,8 +33,14 @@ pub fn init_logging(format: LogFormat) {
 
 /// Joins an error and its causes with `: `, for one log line or one message to a person.
 pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
+    with_causes(error.to_string(), error.source())
+}
+
+/// The same for an error whose own text is not `error`'s.
+pub(crate) fn with_causes(
+    mut text: String,
+    mut source: Option<&(dyn std::error::Error + 'static)>,
+) -> String {
     while let Some(cause) = source {
         let cause_text = cause.to_string();
         // Libraries that repeat their source in their own text would say everything twice.
