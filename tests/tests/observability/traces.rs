@@ -9,6 +9,7 @@ use outrigger_tests::client::{Client, request};
 use outrigger_tests::mesh::{Mesh, Sidecar, SidecarBuilder};
 use outrigger_tests::process;
 use outrigger_tests::wait::until;
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::collector::{Collector, Span};
@@ -302,6 +303,27 @@ async fn a_collector_that_hangs_holds_a_bounded_number_of_spans_and_no_request()
     })
     .await;
     assert_eq!(front.metrics().await.value("mesh_spans_exported_total"), 0.0);
+}
+
+#[tokio::test]
+async fn a_sidecar_that_drains_takes_no_span_with_it() {
+    let mesh = Mesh::start().await;
+    let collector = Collector::start(mesh.directory()).await;
+    let orders = App::start("orders").await;
+    // A batch that would wait for longer than the test.
+    let endpoint = collector.endpoint();
+    let back = exports(mesh.sidecar("orders-1").serves("orders", &orders), &endpoint);
+    let front = exports(mesh.sidecar("front").calls(&["orders.shop"]), &endpoint);
+    let mut back = back.env("OTEL_BSP_SCHEDULE_DELAY", "600000").start().await;
+    let mut front = front.env("OTEL_BSP_SCHEDULE_DELAY", "600000").start().await;
+    let traceparent = format!("00-{TRACE}-{PARENT}-01");
+    let request = request(Method::GET, "orders.shop", "/", &[("traceparent", &traceparent)], "");
+    assert_eq!(front.client().send(request).await.unwrap().status, 200);
+    for sidecar in [&mut front, &mut back] {
+        sidecar.process.signal(Signal::TERM);
+        assert!(sidecar.process.end().await.success());
+    }
+    collector.wait(TRACE, 2).await;
 }
 
 #[tokio::test]
