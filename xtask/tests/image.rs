@@ -2,8 +2,11 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -51,16 +54,77 @@ impl Image {
         Some(Self { config, entries, root, _directory: directory })
     }
 
-    /// Runs the image's entry point as its user, with an empty environment, in a root that holds nothing else.
-    fn start(&self, arguments: &[&str]) -> Output {
+    /// The image's entry point as its user, with an empty environment, in a root that holds nothing else.
+    fn command(&self, arguments: &[&str]) -> Command {
         let mut chroot = Command::new("chroot");
         chroot.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         chroot.arg(format!("--userspec={}", self.text("/config/User"))).arg(&self.root);
-        run(chroot.arg(self.text("/config/Entrypoint/0")).args(arguments))
+        chroot.arg(self.text("/config/Entrypoint/0")).args(arguments);
+        chroot
+    }
+
+    /// A directory for data, as a volume would be: the image's user may write there, and nowhere else.
+    fn volume(&self, name: &str) {
+        let directory = self.root.join(name);
+        fs::create_dir(&directory).unwrap();
+        run(Command::new("chown").arg(self.text("/config/User")).arg(&directory));
     }
 
     fn text(&self, pointer: &str) -> &str {
         self.config.pointer(pointer).and_then(Value::as_str).unwrap_or_else(|| panic!("no {pointer}"))
+    }
+}
+
+/// A process of the image that serves, killed when dropped.
+struct Serving {
+    child: Child,
+    /// What it said when it was ready.
+    said: Value,
+}
+
+impl Serving {
+    fn start(command: &mut Command) -> Self {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let mut serving = Self { child, said: Value::Null };
+        serving.said =
+            serde_json::from_str(&line).unwrap_or_else(|error| panic!("{command:?} said {line:?}: {error}"));
+        serving
+    }
+
+    fn address(&self, name: &str) -> &str {
+        self.said[name].as_str().unwrap_or_else(|| panic!("no {name} in {}", self.said))
+    }
+
+    /// Waits until `/ready` of the port of this name answers 200.
+    fn ready(&self, name: &str) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let mut answer = String::new();
+            let mut stream = TcpStream::connect(self.address(name)).unwrap();
+            stream.write_all(b"GET /ready HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").unwrap();
+            stream.read_to_string(&mut answer).unwrap();
+            if answer.starts_with("HTTP/1.1 200 ") {
+                return;
+            }
+            assert!(Instant::now() < deadline, "not ready: {answer}");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Ends it as a container runtime does.
+    fn stop(mut self) {
+        run(Command::new("kill").args(["-TERM", &self.child.id().to_string()]));
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "{status}");
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ended_already = self.child.kill();
+        let _status = self.child.wait();
     }
 }
 
@@ -108,7 +172,34 @@ fn binary_asks_for_no_dynamic_linker() {
 #[test]
 fn binary_starts_in_an_empty_root_as_the_images_user() {
     let Some(image) = Image::open() else { return };
-    let version = image.start(&["version"]);
+    let version = run(&mut image.command(&["version"]));
     let said = String::from_utf8(version.stdout).unwrap();
     assert!(said.contains(env!("CARGO_PKG_VERSION")), "{said}");
+}
+
+#[test]
+fn registry_and_sidecar_serve_in_an_empty_root() {
+    let Some(image) = Image::open() else { return };
+    image.volume("data");
+    let any = "127.0.0.1:0";
+    let mut registry = image.command(&["registry", "--output", "json"]);
+    registry.env("OUTRIGGER_DATA_DIR", "/data/registry");
+    registry.env("OUTRIGGER_GRPC_LISTEN", any).env("OUTRIGGER_HTTP_LISTEN", any);
+    let registry = Serving::start(&mut registry);
+    registry.ready("http");
+
+    let mut token = image.command(&["token", "--namespace", "shop", "--account", "front"]);
+    token.env("OUTRIGGER_REGISTRY", registry.address("grpc"));
+    let token = run(token.env("OUTRIGGER_IDENTITY", "/data/registry/admin"));
+    let token = String::from_utf8(token.stdout).unwrap();
+    let mut sidecar = image.command(&["proxy", "--output", "json"]);
+    sidecar.env("OUTRIGGER_REGISTRY_ADDRESS", registry.address("grpc"));
+    sidecar.env("OUTRIGGER_JOIN_TOKEN", token.trim());
+    for listener in ["OUTBOUND", "MESH", "ADMIN"] {
+        sidecar.env(format!("OUTRIGGER_{listener}_LISTEN"), any);
+    }
+    let sidecar = Serving::start(&mut sidecar);
+    sidecar.ready("admin");
+    sidecar.stop();
+    registry.stop();
 }
