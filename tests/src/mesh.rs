@@ -13,6 +13,7 @@ use outrigger_common::channel::{self, Trust};
 use outrigger_common::mtls::{KeyRequest, Svid};
 use rustls_pki_types::CertificateDer;
 use serde_json::{Value, json};
+use tokio::net::TcpStream;
 use tonic::transport::Channel;
 
 use crate::app::App;
@@ -23,7 +24,6 @@ use crate::wait::{soon, until};
 
 /// Namespace of everything, unless a test says otherwise.
 pub const NAMESPACE: &str = "shop";
-/// Any free port of this machine.
 const ANY: &str = "127.0.0.1:0";
 /// Lines of each log shown when a test fails.
 const TAIL: usize = 40;
@@ -145,7 +145,7 @@ impl Mesh {
         self.sidecar(id).serves(service, app).start().await
     }
 
-    /// A started sidecar for a client that calls these services (`name.namespace`).
+    /// A started sidecar for a client that calls these services.
     pub async fn caller(&self, id: &str, upstreams: &[&str]) -> Sidecar {
         self.sidecar(id).calls(upstreams).start().await
     }
@@ -209,8 +209,7 @@ impl Mesh {
             services: services.iter().map(|service| (*service).to_owned()).collect(),
             ttl_seconds,
         };
-        let mut admin = self.admin();
-        let answer = soon("token", admin.create_token(request)).await.expect("the registry makes tokens");
+        let answer = self.admin().create_token(request).await.expect("the registry makes tokens");
         Token::parse(&answer.into_inner().token).expect("the registry makes good tokens")
     }
 
@@ -466,7 +465,7 @@ pub async fn get(at: SocketAddr, path: &str) -> (u16, String) {
 }
 
 async fn exchange(at: SocketAddr, method: &str, path: &str) -> (u16, String) {
-    if tokio::net::TcpStream::connect(at).await.is_err() {
+    if TcpStream::connect(at).await.is_err() {
         return (0, String::new());
     }
     let request = format!("{method} {path} HTTP/1.1\r\nhost: {at}\r\nconnection: close\r\n\r\n");
