@@ -141,6 +141,15 @@ pub struct PortsRow {
     pub ports: Vec<PortRow>,
 }
 
+impl PortsRow {
+    /// Adds a port, unless there is one of its number.
+    pub fn add(&mut self, port: &PortRow) {
+        if let Err(place) = self.ports.binary_search_by_key(&port.number, |known| known.number) {
+            self.ports.insert(place, port.clone());
+        }
+    }
+}
+
 /// One port a workload serves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -171,6 +180,13 @@ pub struct WorkloadRow {
     pub mesh_port: u16,
     /// What it serves.
     pub ports: Vec<ServedRow>,
+}
+
+impl WorkloadRow {
+    /// The ports it serves of a service.
+    pub fn served(&self, name: &ServiceName) -> impl Iterator<Item = &ServedRow> {
+        self.ports.iter().filter(|served| served.service == name.as_str())
+    }
 }
 
 /// A row that is not what its key says.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use outrigger_api::resource::{MESH_CONFIG_NAME, Resource, ServicePort, ServiceSpec};
 use outrigger_api::v1;
 use outrigger_api::v1::applied::Outcome;
@@ -77,6 +78,9 @@ impl Resources {
     ) -> Result<(Txn, Vec<Outcome>), RequestError> {
         let mut txn = Txn::default();
         let mut outcomes = Vec::with_capacity(targets.len());
+        let deletes = targets.iter().any(|(_, written)| written.is_none());
+        let workloads = if deletes { self.store.range(WORKLOADS, None).await?.entries } else { Vec::new() };
+        let workloads = workloads.iter().map(model::decode).collect::<Result<Vec<WorkloadRow>, _>>()?;
         for (target, written) in targets {
             let key = target.key();
             let entry = self.store.entry(&key).await?;
@@ -84,8 +88,10 @@ impl Resources {
                 Target::Service(name) => self.store.entry(&ports_key(name)).await?,
                 Target::MeshConfig => None,
             };
+            let left = target.left(&workloads);
+            let same = registered.as_ref().is_none_or(|entry| Some(&entry.value) == left.as_ref());
             let outcome = match (written, &entry) {
-                (None, None) if registered.is_none() => Outcome::Unchanged,
+                (None, None) if same => Outcome::Unchanged,
                 (None, _) => Outcome::Deleted,
                 (Some(_), None) => Outcome::Created,
                 (Some(new), Some(old)) if old.value == new.to_json().as_bytes() => Outcome::Unchanged,
@@ -102,7 +108,10 @@ impl Resources {
                     txn.ops.push(Op::Delete(key));
                     if let Target::Service(name) = target {
                         txn.expect(&ports_key(name), registered.as_ref());
-                        txn.ops.push(Op::Delete(ports_key(name)));
+                        match left {
+                            Some(ports) => txn.put(ports_key(name), ports),
+                            None => txn.ops.push(Op::Delete(ports_key(name))),
+                        }
                     }
                 }
             }
@@ -238,6 +247,16 @@ impl Target {
             Self::Service(name) => service_key(name),
             Self::MeshConfig => MESH_CONFIG_KEY.to_owned(),
         }
+    }
+
+    /// The row of registered ports after a deletion: what workloads serve stays in the mesh.
+    fn left(&self, workloads: &[WorkloadRow]) -> Option<Bytes> {
+        let Self::Service(name) = self else { return None };
+        let mut row = PortsRow::default();
+        for served in workloads.iter().flat_map(|workload| workload.served(name)) {
+            row.add(&served.port);
+        }
+        (!row.ports.is_empty()).then(|| model::encode(&row))
     }
 }
 

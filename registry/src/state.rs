@@ -250,15 +250,11 @@ impl Fold {
         changed
     }
 
-    /// The service as the rows say; an applied one alone says which ports it has.
     fn build(&self, name: &ServiceName, position: u64, old: Option<&ServiceState>) -> Option<ServiceState> {
-        let rows = self.applied.get(name).or_else(|| self.registered.get(name).map(|row| &row.ports))?;
-        let mut ports: Vec<v1::Port> = rows.iter().map(Into::into).collect();
-        ports.sort_by_key(|port| port.number);
+        let rows = self.ports(name)?;
         let mut endpoints = BTreeMap::new();
-        for id in self.serving.get(name).into_iter().flatten() {
-            let Some(workload) = self.workloads.get(id) else { continue };
-            for served in workload.row.ports.iter().filter(|served| served.service == name.as_str()) {
+        for (id, workload) in self.serving(name) {
+            for served in workload.row.served(name) {
                 if !rows.iter().any(|port| port.number == served.port.number) {
                     continue;
                 }
@@ -268,7 +264,29 @@ impl Fold {
                 endpoints.insert(key, kept.cloned().unwrap_or_else(|| Arc::new(endpoint)));
             }
         }
-        Some(ServiceState { changed: position, ports, endpoints })
+        Some(ServiceState { changed: position, ports: rows.iter().map(Into::into).collect(), endpoints })
+    }
+
+    /// A service's ports, in the order of their numbers; none if there is no such service. An applied
+    /// one alone says which it has. Otherwise whatever a workload serves is one, registered or not:
+    /// the applied service under which it registered may have been deleted.
+    fn ports(&self, name: &ServiceName) -> Option<Vec<PortRow>> {
+        if let Some(applied) = self.applied.get(name) {
+            let mut ports = applied.clone();
+            ports.sort_by_key(|port| port.number);
+            return Some(ports);
+        }
+        let registered = self.registered.get(name);
+        let mut row = registered.cloned().unwrap_or_default();
+        for (_, workload) in self.serving(name) {
+            workload.row.served(name).for_each(|served| row.add(&served.port));
+        }
+        (registered.is_some() || !row.ports.is_empty()).then_some(row.ports)
+    }
+
+    fn serving(&self, name: &ServiceName) -> impl Iterator<Item = (&Arc<str>, &Workload)> {
+        let ids = self.serving.get(name).into_iter().flatten();
+        ids.filter_map(|id| Some((id, self.workloads.get(id)?)))
     }
 }
 
@@ -298,6 +316,42 @@ fn resource(entry: &Entry) -> Option<Resource> {
         Err(error) => {
             tracing::error!(key = &*entry.key, %error, "resource left out");
             None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{encode, ports_key, workload_key};
+
+    fn port(number: u16) -> PortRow {
+        PortRow { number, name: String::new(), protocol: Default::default() }
+    }
+
+    #[test]
+    fn what_a_workload_serves_is_a_port_whether_registered_or_not() {
+        let name = ServiceName::new("shop", "orders").unwrap();
+        let served = ServedRow { service: name.to_string(), port: port(80), target_port: 1, healthy: true };
+        let row = WorkloadRow {
+            id: "w1".into(),
+            identity: String::new(),
+            zone: String::new(),
+            address: [127, 0, 0, 1].into(),
+            mesh_port: 1,
+            ports: vec![served],
+        };
+        let entry = |key: String, value| Entry { key: key.as_str().into(), value, revision: 1, lease: None };
+        let workload = entry(workload_key("w1"), encode(&row));
+        let other = entry(ports_key(&name), encode(&PortsRow { ports: vec![port(79), port(81)] }));
+        for (entries, ports) in
+            [(vec![workload.clone()], vec![80]), (vec![workload, other], vec![79, 80, 81])]
+        {
+            let mut fold = Fold::new("store");
+            fold.reset(&Range { revision: 1, entries });
+            let service = &fold.state().services[&name];
+            let numbers: Vec<_> = service.ports.iter().map(|port| port.number).collect();
+            assert_eq!((numbers, service.endpoints.len()), (ports, 1));
         }
     }
 }

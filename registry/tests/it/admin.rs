@@ -124,15 +124,33 @@ async fn an_applied_service_says_which_ports_there_are() {
     watcher
         .until("orders.shop", |s| s.is_some_and(|s| s.endpoints.is_empty() && s.ports[0].number == 90))
         .await;
-    apply(&mesh, vec![service("orders", "shop", &json!([]))], true).await.unwrap();
-    watcher.until("orders.shop", |service| service.is_none()).await;
-    // Who still serves makes it again at its next registration.
-    sidecar.register(workload("w1", "orders.shop", 80)).await.unwrap();
+}
+
+#[tokio::test]
+async fn deleting_a_service_takes_no_running_workload_off_the_mesh() {
+    let mesh = Mesh::start("").await;
+    let sidecar = mesh.sidecar("shop", "orders", &["orders"]).await;
+    let mut watcher = mesh.sidecar("shop", "front", &[]).await.watch(&["orders.shop"]).await;
+    let applied = service("orders", "shop", &json!([{ "port": 80, "protocol": "http1" }, { "port": 90 }]));
+    apply(&mesh, vec![applied.clone()], false).await.unwrap();
+    let lease = sidecar.register(workload("w1", "orders.shop", 80)).await.unwrap().lease;
     watcher.until("orders.shop", |service| service.is_some_and(|s| s.endpoints.len() == 1)).await;
-    assert_eq!(
-        apply(&mesh, vec![service("orders", "shop", &json!([]))], true).await.unwrap(),
-        [Outcome::Deleted]
-    );
+    assert_eq!(apply(&mesh, vec![applied.clone()], true).await.unwrap(), [Outcome::Deleted]);
+    watcher.until("orders.shop", |service| service.is_none_or(|s| s.ports.len() == 1)).await;
+    assert_eq!(watcher.workloads("orders.shop"), ["w1"]);
+    // What it serves still counts: for who asks, for who registers, for who deletes.
+    assert_eq!(get(&mesh, "Service", "shop", "orders").await.unwrap().len(), 1);
+    let mut other = workload("w2", "orders.shop", 80);
+    other.ports = vec![served("orders.shop", 80, v1::Protocol::Grpc)];
+    refused(sidecar.register(other).await, Code::FailedPrecondition, "http1 to workload w1");
+    sidecar.register(workload("w2", "orders.shop", 81)).await.unwrap();
+    watcher.until("orders.shop", |service| service.is_some_and(|s| s.endpoints.len() == 2)).await;
+    let second = apply(&mesh, vec![applied.clone()], true).await.unwrap();
+    assert_eq!(second, [Outcome::Unchanged], "nothing is left to delete while it is served");
+    sidecar.deregister(&lease, 0).await.unwrap();
+    assert_eq!(apply(&mesh, vec![applied], true).await.unwrap(), [Outcome::Deleted], "port 80");
+    watcher.until("orders.shop", |service| service.is_some_and(|s| s.ports.len() == 1)).await;
+    assert_eq!(watcher.workloads("orders.shop"), ["w2"]);
 }
 
 #[tokio::test]
