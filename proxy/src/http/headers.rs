@@ -9,6 +9,7 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri, Version};
 
 use crate::telemetry::metrics::WireProtocol;
+use crate::telemetry::record::Spoken;
 
 /// Why the mesh answered; on every response the mesh itself made.
 pub const REASON: HeaderName = HeaderName::from_static("x-mesh-reason");
@@ -105,16 +106,25 @@ pub fn strip_expect(headers: &mut HeaderMap) {
     headers.remove(EXPECT);
 }
 
-/// How a request was spoken.
-pub fn wire_protocol<B>(request: &Request<B>) -> WireProtocol {
-    let grpc = request
-        .headers()
-        .get(CONTENT_TYPE)
-        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
-    match (grpc, request.version()) {
+/// How the client spoke: in `version` to its own sidecar.
+pub fn spoken(headers: &HeaderMap, version: Version) -> Spoken {
+    let grpc =
+        headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+    let http2 = version == Version::HTTP_2;
+    let protocol = match (grpc, http2) {
         (true, _) => WireProtocol::Grpc,
-        (false, Version::HTTP_2) => WireProtocol::H2,
-        (false, _) => WireProtocol::Http1,
+        (false, true) => WireProtocol::H2,
+        (false, false) => WireProtocol::Http1,
+    };
+    Spoken { protocol, http2 }
+}
+
+/// The HTTP version the client used towards its own sidecar, as that sidecar says.
+pub fn client_version(headers: &HeaderMap) -> Version {
+    if headers.get(&VERSION).is_some_and(|version| version == "2") {
+        Version::HTTP_2
+    } else {
+        Version::HTTP_11
     }
 }
 

@@ -31,19 +31,20 @@ pub async fn handle(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
     let now = Instant::now();
     // The caller's sidecar has decided on sampling; one that sent no context is not sampled here.
     let trace = TraceContext::from_headers(request.headers(), Sampling::parent_based(0.0));
-    let protocol = headers::wire_protocol(&request);
+    let version = headers::client_version(request.headers());
+    let spoken = headers::spoken(request.headers(), version);
     let source = source(peer, &request);
     let Some(port) = &peer.port else {
         let edge = shared.metrics.edge(Direction::Inbound, &source, "unknown", DEFAULT_ROUTE);
-        let mut record = RequestRecord::start(edge, now, protocol, trace);
+        let mut record = RequestRecord::start(edge, now, spoken, trace);
         record.secured(|| peer.id.to_string());
         return respond::with_error(&ProxyError::NotServed(peer.asked.clone()), record);
     };
-    let mut record = RequestRecord::start(port.edge(&peer.id, &source), now, protocol, trace);
-    record.secured(|| peer.id.to_string());
+    let mut record = RequestRecord::start(port.edge(&peer.id, &source), now, spoken, trace);
     let (mut head, body) = request.into_parts();
     record.with_span(&shared.spans, &head);
-    let speaks = app_version(port, &head);
+    record.secured(|| peer.id.to_string());
+    let speaks = app_version(port, version);
     if let Err(error) = prepare(&mut head, peer, &record) {
         return respond::with_error(&error, record);
     }
@@ -69,14 +70,11 @@ fn source(peer: &Peer, request: &Request<Incoming>) -> String {
 }
 
 /// The HTTP version the application is spoken to in: as declared, else the client's own.
-fn app_version(port: &ServedPort, head: &Parts) -> Version {
+fn app_version(port: &ServedPort, client: Version) -> Version {
     match port.protocol {
         Protocol::Http1 => Version::HTTP_11,
         Protocol::Http2 | Protocol::Grpc => Version::HTTP_2,
-        Protocol::Http if head.headers.get(&headers::VERSION).is_some_and(|version| version == "2") => {
-            Version::HTTP_2
-        }
-        Protocol::Http => Version::HTTP_11,
+        Protocol::Http => client,
     }
 }
 

@@ -35,13 +35,11 @@ pub async fn handle(shared: &Arc<Shared>, request: Request<Incoming>) -> Respons
     let now = Instant::now();
     let snapshot = shared.directory.load_full(); // once: one request, one view
     let trace = TraceContext::from_headers(request.headers(), shared.sampling(&snapshot));
-    let protocol = headers::wire_protocol(&request);
+    let spoken = headers::spoken(request.headers(), request.version());
     match route(shared, &snapshot, &request).await {
-        Err(error) => {
-            respond::with_error(&error, RequestRecord::start(nowhere(shared), now, protocol, trace))
-        }
+        Err(error) => respond::with_error(&error, RequestRecord::start(nowhere(shared), now, spoken, trace)),
         Ok(routed) => {
-            let record = RequestRecord::start(routed.edge.clone(), now, protocol, trace);
+            let record = RequestRecord::start(routed.edge.clone(), now, spoken, trace);
             forward(shared, routed, request, record).await
         }
     }

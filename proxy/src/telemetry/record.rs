@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use http::StatusCode;
+use http::header::HOST;
+use http::uri::Authority;
 use opentelemetry::trace::SpanKind;
 
 use super::edge::Edge;
@@ -19,6 +21,7 @@ pub struct RequestRecord {
     edge: Arc<Edge>,
     started: Instant,
     protocol: WireProtocol,
+    http2: bool,
     mutual_tls: bool,
     status: Option<StatusCode>,
     grpc_status: Option<u8>,
@@ -35,6 +38,20 @@ pub struct RequestRecord {
     span: Option<Box<SpanDetails>>,
 }
 
+/// How the client spoke: to its own sidecar, whatever runs between the sidecars.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Spoken {
+    /// For the metric's label.
+    pub protocol: WireProtocol,
+    /// Its HTTP version.
+    pub http2: bool,
+}
+
+/// The port of an authority, 80 where it names none.
+fn port_of(authority: &str) -> i64 {
+    authority.parse::<Authority>().ok().and_then(|authority| authority.port_u16()).unwrap_or(80).into()
+}
+
 /// Kept for sampled requests alone.
 #[derive(Debug)]
 struct SpanDetails {
@@ -42,18 +59,21 @@ struct SpanDetails {
     started: SystemTime,
     method: String,
     path: String,
+    /// Host and port as the client named them.
+    authority: String,
     version: &'static str,
     peer: Option<String>,
 }
 
 impl RequestRecord {
     /// Begins a record; `now` is when the request head had been read.
-    pub fn start(edge: Arc<Edge>, now: Instant, protocol: WireProtocol, trace: TraceContext) -> Self {
+    pub fn start(edge: Arc<Edge>, now: Instant, spoken: Spoken, trace: TraceContext) -> Self {
         edge.begin();
         Self {
             edge,
             started: now,
-            protocol,
+            protocol: spoken.protocol,
+            http2: spoken.http2,
             mutual_tls: false,
             status: None,
             grpc_status: None,
@@ -78,12 +98,15 @@ impl RequestRecord {
             self.span_id = self.trace.parent_id;
             return;
         }
+        let host = || request.headers.get(HOST).and_then(|host| host.to_str().ok());
+        let authority = request.uri.authority().map(Authority::as_str).or_else(host).unwrap_or_default();
         self.span = Some(Box::new(SpanDetails {
             sink: sink.clone(),
             started: SystemTime::now(),
             method: request.method.to_string(),
             path: request.uri.path().to_owned(),
-            version: if request.version == http::Version::HTTP_2 { "2" } else { "1.1" },
+            authority: authority.to_owned(),
+            version: if self.http2 { "2" } else { "1.1" },
             peer: None,
         }));
     }
@@ -166,11 +189,16 @@ impl RequestRecord {
         let mut attributes = vec![
             text("http.request.method", span.method.clone()),
             text("url.scheme", "http"),
-            text("url.path", span.path),
+            text("url.path", span.path.clone()),
             text("server.address", self.edge.destination().to_owned()),
+            text("server.port", port_of(&span.authority)),
             text("network.protocol.name", "http"),
             text("network.protocol.version", span.version),
         ];
+        if kind == SpanKind::Client {
+            // Without the query: it may hold what no collector should see.
+            attributes.push(text("url.full", format!("http://{}{}", span.authority, span.path)));
+        }
         if status != 0 {
             attributes.push(text("http.response.status_code", i64::from(status)));
         }

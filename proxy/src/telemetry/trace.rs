@@ -12,6 +12,7 @@ const B3: HeaderName = HeaderName::from_static("b3");
 const B3_TRACE: HeaderName = HeaderName::from_static("x-b3-traceid");
 const B3_SPAN: HeaderName = HeaderName::from_static("x-b3-spanid");
 const B3_SAMPLED: HeaderName = HeaderName::from_static("x-b3-sampled");
+const B3_PARENT: HeaderName = HeaderName::from_static("x-b3-parentspanid");
 const B3_FLAGS: HeaderName = HeaderName::from_static("x-b3-flags");
 
 /// Where a request stands in its trace.
@@ -40,9 +41,31 @@ impl TraceContext {
         }
     }
 
-    /// Writes `traceparent` for the next hop, with `span` as its parent.
+    /// Writes `traceparent` for the next hop, with `span` as its parent. B3 headers, where the caller
+    /// sent them, are brought in line: two contexts that disagree would tear the trace.
     pub fn inject(&self, headers: &mut HeaderMap, span: u64) {
         headers.insert(TRACEPARENT, self.header(span));
+        if headers.contains_key(&B3) || headers.contains_key(&B3_TRACE) {
+            self.inject_b3(headers, span);
+        }
+    }
+
+    fn inject_b3(&self, headers: &mut HeaderMap, span: u64) {
+        let (trace, span) = (format!("{:032x}", self.trace_id), format!("{span:016x}"));
+        let sampled = if self.sampled { "1" } else { "0" };
+        let value = |text: &str| {
+            HeaderValue::try_from(text).expect("hexadecimal digits and dashes are valid in a header")
+        };
+        if headers.contains_key(&B3) {
+            headers.insert(B3, value(&format!("{trace}-{span}-{sampled}")));
+        }
+        if headers.contains_key(&B3_TRACE) {
+            headers.insert(B3_TRACE, value(&trace));
+            headers.insert(B3_SPAN, value(&span));
+            headers.insert(B3_SAMPLED, value(sampled));
+            headers.remove(B3_PARENT);
+            headers.remove(B3_FLAGS);
+        }
     }
 
     fn header(&self, span: u64) -> HeaderValue {
@@ -182,6 +205,24 @@ mod tests {
         assert_eq!((context.trace_id, context.sampled), (0x80f1_98ee_5634_3ba8_64fe_8b2a_57d3_eff7, true));
         let context = TraceContext::from_headers(&multiple, Sampling::parent_based(1.0));
         assert_eq!((context.trace_id, context.sampled), (0x463a_c35c_9f64_13ad, false));
+    }
+
+    #[test]
+    fn b3_goes_on_in_line_with_traceparent() {
+        let mut map = headers(&[
+            ("b3", "80f198ee56343ba864fe8b2a57d3eff7-e457b5a2e4d86bd1-1"),
+            ("x-b3-traceid", "80f198ee56343ba864fe8b2a57d3eff7"),
+            ("x-b3-spanid", "e457b5a2e4d86bd1"),
+            ("x-b3-parentspanid", "05e3ac9a4f6e3b90"),
+        ]);
+        let context = TraceContext::from_headers(&map, Sampling::parent_based(0.0));
+        context.inject(&mut map, 0x10);
+        assert_eq!(map["b3"], "80f198ee56343ba864fe8b2a57d3eff7-0000000000000010-1");
+        assert_eq!(
+            (&map["x-b3-spanid"], &map["x-b3-sampled"]),
+            (&HeaderValue::from_static("0000000000000010"), &HeaderValue::from_static("1"))
+        );
+        assert!(!map.contains_key("x-b3-parentspanid"));
     }
 
     #[test]

@@ -109,13 +109,17 @@ async fn spans_of_both_sidecars_continue_the_callers_trace() {
             ("url.path", "/v1/orders"),
             ("url.scheme", "http"),
             ("server.address", "orders.shop"),
+            ("server.port", "80"),
             ("network.protocol.name", "http"),
+            ("network.protocol.version", "1.1"),
         ] {
             assert_eq!(attribute(span, key), value, "{key}: {span:#?}");
         }
         assert!(span.attributes.contains_key("outrigger.processing_ms"), "{span:#?}");
     }
     assert_eq!(attribute(&client, "outrigger.peer.identity"), "spiffe://mesh.local/ns/shop/sa/orders");
+    assert_eq!(attribute(&server, "outrigger.peer.identity"), "spiffe://mesh.local/ns/shop/sa/front");
+    assert_eq!(attribute(&client, "url.full"), "http://orders.shop/v1/orders");
     assert!(
         spans.iter().all(|span| span.attributes.values().all(|value| !value.contains("page=2"))),
         "no query"
