@@ -7,7 +7,7 @@
 //! | `grant/<namespace>/<account>` | [`GrantRow`]: what that identity may register |
 //! | `resource/Service/<namespace>/<name>`, `resource/MeshConfig/default` | the resource as applied |
 //! | `ports/<namespace>/<name>` | [`PortsRow`]: a service's ports as registrations named them |
-//! | `workload/<id>` | [`WorkloadRow`], attached to the workload's lease |
+//! | `workload/<namespace>/<id>` | [`WorkloadRow`], attached to the workload's lease |
 
 use std::net::IpAddr;
 
@@ -55,9 +55,15 @@ pub fn ports_key(name: &ServiceName) -> String {
     format!("{PORTS}{}/{}", name.namespace(), name.name())
 }
 
-/// Key of a workload.
-pub fn workload_key(id: &str) -> String {
-    format!("{WORKLOADS}{id}")
+/// Prefix of the workloads of a namespace.
+pub fn workloads_of(namespace: &str) -> String {
+    format!("{WORKLOADS}{namespace}/")
+}
+
+/// Key of a workload. Ids are unique within the namespace of the identity alone, so that nobody can
+/// take those of another namespace.
+pub fn workload_key(namespace: &str, id: &str) -> String {
+    format!("{WORKLOADS}{namespace}/{id}")
 }
 
 /// The service that the rest of a key (`<namespace>/<name>`) names.
@@ -168,7 +174,7 @@ pub struct ServedRow {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WorkloadRow {
-    /// Its id.
+    /// Its id, unique within its namespace.
     pub id: String,
     /// SPIFFE id of who registered it.
     pub identity: String,

@@ -14,8 +14,8 @@ use crate::error::RequestError;
 use crate::hub::Hub;
 use crate::join::ATTEMPTS;
 use crate::model::{
-    self, GrantRow, PortRow, PortsRow, ServedRow, WORKLOADS, WorkloadRow, grant_key, ports_key, service_key,
-    workload_key,
+    self, GrantRow, PortRow, PortsRow, ServedRow, WorkloadRow, grant_key, ports_key, service_key,
+    workload_key, workloads_of,
 };
 use crate::store::{Entry, LeaseId, Op, Store, StoreError, Txn};
 
@@ -49,9 +49,10 @@ impl Registrar {
         request: &v1::RegisterRequest,
     ) -> Result<v1::RegisterResponse, RequestError> {
         let (row, wanted) = checked(caller, request)?;
-        self.check_grant(caller, &wanted).await?;
+        let (namespace, account) = workload_of(caller)?;
+        self.check_grant(caller, (namespace, account), &wanted).await?;
         let lease = self.store.grant(self.ttl).await?;
-        let committed = self.write(&row, &wanted, lease).await;
+        let committed = self.write(&workload_key(namespace, &row.id), &row, &wanted, lease).await;
         if committed.is_err() {
             let _unused = self.store.revoke(lease).await;
         }
@@ -61,10 +62,12 @@ impl Registrar {
         Ok(v1::RegisterResponse { lease: format!("{}/{lease}", row.id), ttl_ms })
     }
 
-    async fn check_grant(&self, caller: &SpiffeId, wanted: &Wanted) -> Result<(), RequestError> {
-        let (Some(namespace), Some(account)) = (caller.namespace(), caller.account()) else {
-            return Err(RequestError::Denied(format!("{caller} is not a workload and cannot register")));
-        };
+    async fn check_grant(
+        &self,
+        caller: &SpiffeId,
+        (namespace, account): (&str, &str),
+        wanted: &Wanted,
+    ) -> Result<(), RequestError> {
         let entry = self.store.entry(&grant_key(namespace, account)).await?;
         let grant: GrantRow = entry.as_ref().map(model::decode).transpose()?.unwrap_or_default();
         for name in wanted.keys() {
@@ -81,30 +84,36 @@ impl Registrar {
         Ok(())
     }
 
-    async fn write(&self, row: &WorkloadRow, wanted: &Wanted, lease: LeaseId) -> Result<(), RequestError> {
+    async fn write(
+        &self,
+        key: &str,
+        row: &WorkloadRow,
+        wanted: &Wanted,
+        lease: LeaseId,
+    ) -> Result<(), RequestError> {
         for _ in 0..ATTEMPTS {
-            let txn = self.transaction(row, wanted, lease).await?;
+            let txn = self.transaction(key, row, wanted, lease).await?;
             match self.store.commit(txn).await {
                 Ok(_) => return Ok(()),
                 Err(StoreError::Conflict { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        Err(StoreError::Conflict { key: workload_key(&row.id) }.into())
+        Err(StoreError::Conflict { key: key.to_owned() }.into())
     }
 
     /// Every row the decision rests on is a condition, so registrations that contradict one another
     /// cannot both go through.
     async fn transaction(
         &self,
+        key: &str,
         row: &WorkloadRow,
         wanted: &Wanted,
         lease: LeaseId,
     ) -> Result<Txn, RequestError> {
         let mut txn = Txn::default();
-        let key = workload_key(&row.id);
-        let entry = self.store.entry(&key).await?;
-        txn.expect(&key, entry.as_ref());
+        let entry = self.store.entry(key).await?;
+        txn.expect(key, entry.as_ref());
         if let Some(entry) = &entry {
             let old: WorkloadRow = model::decode(entry)?;
             if old.identity != row.identity {
@@ -133,7 +142,7 @@ impl Registrar {
                 txn.put(ports_key, model::encode(&new));
             }
         }
-        txn.ops.push(Op::Put { key, value: model::encode(row), lease: Some(lease) });
+        txn.ops.push(Op::Put { key: key.to_owned(), value: model::encode(row), lease: Some(lease) });
         Ok(txn)
     }
 
@@ -183,7 +192,7 @@ impl Registrar {
         name: &ServiceName,
         port: u16,
     ) -> Result<Option<String>, RequestError> {
-        for entry in self.store.range(WORKLOADS, None).await?.entries {
+        for entry in self.store.range(&workloads_of(name.namespace()), None).await?.entries {
             let row: WorkloadRow = model::decode(&entry)?;
             let serves = |served: &ServedRow| served.service == name.as_str() && served.port.number == port;
             if row.id != id && row.ports.iter().any(serves) {
@@ -221,7 +230,7 @@ impl Registrar {
             for (port, healthy) in row.ports.iter_mut().zip(&request.healthy) {
                 port.healthy = *healthy;
             }
-            let key = workload_key(&row.id);
+            let key = entry.key.to_string();
             let mut txn = Txn::default();
             txn.expect(&key, Some(&entry));
             txn.ops.push(Op::Put { key, value: model::encode(&row), lease: Some(lease) });
@@ -268,7 +277,8 @@ impl Registrar {
         let gone = || RequestError::NotFound("the lease is gone; register again".to_owned());
         let (id, lease) = lease.rsplit_once('/').ok_or_else(gone)?;
         let lease = LeaseId::parse(lease).ok_or_else(gone)?;
-        let entry = self.store.entry(&workload_key(id)).await?.ok_or_else(gone)?;
+        let (namespace, _) = workload_of(caller)?;
+        let entry = self.store.entry(&workload_key(namespace, id)).await?.ok_or_else(gone)?;
         let row: WorkloadRow = model::decode(&entry)?;
         if row.identity != caller.to_string() {
             return Err(RequestError::Denied(format!(
@@ -280,6 +290,14 @@ impl Registrar {
         }
         Ok((lease, entry, row))
     }
+}
+
+/// Namespace and account of a caller that is a workload.
+fn workload_of(caller: &SpiffeId) -> Result<(&str, &str), RequestError> {
+    caller
+        .namespace()
+        .zip(caller.account())
+        .ok_or_else(|| RequestError::Denied(format!("{caller} is not a workload and cannot register")))
 }
 
 type Wanted = BTreeMap<ServiceName, Vec<PortRow>>;

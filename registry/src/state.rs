@@ -93,6 +93,7 @@ pub struct Changed {
 pub struct Fold {
     applied: BTreeMap<ServiceName, Vec<PortRow>>,
     registered: BTreeMap<ServiceName, PortsRow>,
+    /// By what follows the prefix in their key.
     workloads: BTreeMap<Arc<str>, Workload>,
     serving: BTreeMap<ServiceName, BTreeSet<Arc<str>>>,
     sampling_ratio: f64,
@@ -101,6 +102,8 @@ pub struct Fold {
 
 #[derive(Debug)]
 struct Workload {
+    /// Its id alone: the workloads of a service are of one namespace.
+    id: Arc<str>,
     row: WorkloadRow,
     lease: Option<LeaseId>,
 }
@@ -178,10 +181,13 @@ impl Fold {
                 Err(error) => tracing::error!(%error, "row left out"),
             }
             names.insert(name);
-        } else if let Some(id) = key.strip_prefix(WORKLOADS) {
-            self.remove_workload(id, names);
+        } else if let Some(rest) = key.strip_prefix(WORKLOADS) {
+            self.remove_workload(rest, names);
             match decode::<WorkloadRow>(entry) {
-                Ok(row) => self.add_workload(id.into(), Workload { row, lease: entry.lease }, names),
+                Ok(row) => {
+                    let workload = Workload { id: row.id.as_str().into(), row, lease: entry.lease };
+                    self.add_workload(rest.into(), workload, names);
+                }
                 Err(error) => tracing::error!(%error, "row left out"),
             }
         }
@@ -196,24 +202,24 @@ impl Fold {
         } else if let Some(name) = key.strip_prefix(PORTS).and_then(service_of) {
             self.registered.remove(&name);
             names.insert(name);
-        } else if let Some(id) = key.strip_prefix(WORKLOADS) {
-            self.remove_workload(id, names);
+        } else if let Some(rest) = key.strip_prefix(WORKLOADS) {
+            self.remove_workload(rest, names);
         }
     }
 
-    fn add_workload(&mut self, id: Arc<str>, workload: Workload, names: &mut BTreeSet<ServiceName>) {
+    fn add_workload(&mut self, key: Arc<str>, workload: Workload, names: &mut BTreeSet<ServiceName>) {
         for name in workload.services() {
-            self.serving.entry(name.clone()).or_default().insert(id.clone());
+            self.serving.entry(name.clone()).or_default().insert(key.clone());
             names.insert(name);
         }
-        self.workloads.insert(id, workload);
+        self.workloads.insert(key, workload);
     }
 
-    fn remove_workload(&mut self, id: &str, names: &mut BTreeSet<ServiceName>) {
-        let Some(workload) = self.workloads.remove(id) else { return };
+    fn remove_workload(&mut self, key: &str, names: &mut BTreeSet<ServiceName>) {
+        let Some(workload) = self.workloads.remove(key) else { return };
         for name in workload.services() {
             if let Some(serving) = self.serving.get_mut(&name) {
-                serving.remove(id);
+                serving.remove(key);
                 if serving.is_empty() {
                     self.serving.remove(&name);
                 }
@@ -253,12 +259,12 @@ impl Fold {
     fn build(&self, name: &ServiceName, position: u64, old: Option<&ServiceState>) -> Option<ServiceState> {
         let rows = self.ports(name)?;
         let mut endpoints = BTreeMap::new();
-        for (id, workload) in self.serving(name) {
+        for workload in self.serving(name) {
             for served in workload.row.served(name) {
                 if !rows.iter().any(|port| port.number == served.port.number) {
                     continue;
                 }
-                let key = (id.clone(), served.port.number);
+                let key = (workload.id.clone(), served.port.number);
                 let endpoint = workload.endpoint(served);
                 let kept = old.and_then(|old| old.endpoints.get(&key)).filter(|kept| ***kept == endpoint);
                 endpoints.insert(key, kept.cloned().unwrap_or_else(|| Arc::new(endpoint)));
@@ -278,15 +284,14 @@ impl Fold {
         }
         let registered = self.registered.get(name);
         let mut row = registered.cloned().unwrap_or_default();
-        for (_, workload) in self.serving(name) {
+        for workload in self.serving(name) {
             workload.row.served(name).for_each(|served| row.add(&served.port));
         }
         (registered.is_some() || !row.ports.is_empty()).then_some(row.ports)
     }
 
-    fn serving(&self, name: &ServiceName) -> impl Iterator<Item = (&Arc<str>, &Workload)> {
-        let ids = self.serving.get(name).into_iter().flatten();
-        ids.filter_map(|id| Some((id, self.workloads.get(id)?)))
+    fn serving(&self, name: &ServiceName) -> impl Iterator<Item = &Workload> {
+        self.serving.get(name).into_iter().flatten().filter_map(|key| self.workloads.get(key))
     }
 }
 
@@ -342,7 +347,7 @@ mod tests {
             ports: vec![served],
         };
         let entry = |key: String, value| Entry { key: key.as_str().into(), value, revision: 1, lease: None };
-        let workload = entry(workload_key("w1"), encode(&row));
+        let workload = entry(workload_key("shop", "w1"), encode(&row));
         let other = entry(ports_key(&name), encode(&PortsRow { ports: vec![port(79), port(81)] }));
         for (entries, ports) in
             [(vec![workload.clone()], vec![80]), (vec![workload, other], vec![79, 80, 81])]

@@ -125,12 +125,12 @@ impl World {
                 }
                 3..=5 => {
                     let id = format!("w{}", self.rng.u8(..6));
-                    self.set(&mut changes, workload_key(&id), None);
+                    self.set(&mut changes, workload_key("n", &id), None);
                 }
                 _ => {
                     let id = format!("w{}", self.rng.u8(..6));
                     let row = self.workload(&id, &name);
-                    self.set(&mut changes, workload_key(&id), Some(encode(&row)));
+                    self.set(&mut changes, workload_key("n", &id), Some(encode(&row)));
                 }
             }
         }
@@ -318,7 +318,7 @@ fn a_refused_service_is_sent_whole_the_next_time() {
         mesh_port: 1,
         ports: vec![ServedRow { service: "s0.n".into(), port: port(1), target_port: 1, healthy: true }],
     };
-    let key: Arc<str> = workload_key("w").into();
+    let key: Arc<str> = workload_key("n", "w").into();
     let after = Some(Entry { key: key.clone(), value: encode(&row), revision: 2, lease: None });
     let changed = fold
         .apply(&[Arc::new(Transaction { revision: 2, changes: vec![Write { key, before: None, after }] })]);

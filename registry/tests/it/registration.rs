@@ -111,6 +111,25 @@ async fn another_identity_may_neither_take_over_nor_renew_nor_remove() {
 }
 
 #[tokio::test]
+async fn an_id_belongs_to_its_namespace_alone() {
+    let mesh = Mesh::start("").await;
+    let first = mesh.sidecar("other", "squatter", &["orders"]).await;
+    let second = mesh.sidecar("shop", "orders", &["orders"]).await;
+    let others = first.register(workload("w1", "orders.other", 80)).await.unwrap().lease;
+    let own = second.register(workload("w1", "orders.shop", 80)).await.unwrap().lease;
+    let mut watcher = mesh.sidecar("shop", "front", &[]).await.watch(&["orders.shop", "orders.other"]).await;
+    for name in ["orders.shop", "orders.other"] {
+        watcher.until(name, |service| service.is_some_and(|s| s.endpoints.len() == 1)).await;
+        assert_eq!(watcher.workloads(name), ["w1"]);
+    }
+    refused(second.renew(&others, &[true]).await, Code::NotFound, "register again");
+    second.renew(&own, &[true]).await.unwrap();
+    second.deregister(&own, 0).await.unwrap();
+    watcher.until("orders.shop", |service| service.is_some_and(|s| s.endpoints.is_empty())).await;
+    assert_eq!(watcher.workloads("orders.other"), ["w1"]);
+}
+
+#[tokio::test]
 async fn registrations_that_make_no_sense_say_what_would() {
     let mesh = Mesh::start("").await;
     let sidecar = mesh.sidecar("shop", "orders", &["orders"]).await;
