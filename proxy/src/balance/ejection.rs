@@ -54,6 +54,11 @@ impl Ejection {
         }
     }
 
+    /// Whether its time is over but it has not answered since.
+    pub fn recovering(&self, now: Instant) -> bool {
+        self.0.lock().expect("no holder of this lock panics").until.is_some_and(|until| now >= until)
+    }
+
     /// Whether it is set aside.
     pub fn ejected(&self, now: Instant) -> bool {
         self.0.lock().expect("no holder of this lock panics").until.is_some_and(|until| now < until)

@@ -60,16 +60,25 @@ impl Load {
     }
 
     /// What another request would cost: average latency in seconds times requests in flight with it.
-    /// Nothing for an endpoint that is idle and was never observed: its first request finds out.
     pub fn cost(&self, now: Instant) -> f64 {
-        let in_flight = self.in_flight.load(Ordering::Relaxed);
-        let seconds = self.average.lock().expect("no holder of this lock panics").seconds(now);
-        match (seconds, in_flight) {
-            (None, 0) => 0.0,
-            (None, _) => UNKNOWN * f64::from(in_flight + 1),
-            // The floor keeps requests in flight counting when an average has decayed to nothing.
-            (Some(seconds), _) => seconds.max(1e-6) * f64::from(in_flight + 1),
-        }
+        let average = self.average.lock().expect("no holder of this lock panics").seconds(now);
+        // The floor keeps requests in flight counting when an average has decayed to nothing.
+        average.map_or_else(|| self.cost_unknown(), |seconds| seconds.max(1e-6) * self.with_one_more())
+    }
+
+    /// The same where nothing is known, or nothing that still holds: an idle endpoint costs nothing,
+    /// for its first request finds out.
+    pub fn cost_unknown(&self) -> f64 {
+        if self.in_flight() == 0 { 0.0 } else { UNKNOWN * self.with_one_more() }
+    }
+
+    fn with_one_more(&self) -> f64 {
+        f64::from(self.in_flight() + 1)
+    }
+
+    /// Forgets what was observed.
+    pub fn forget(&self) {
+        self.average.lock().expect("no holder of this lock panics").seconds = None;
     }
 
     /// Average latency in seconds, for people; zero while unknown.

@@ -32,6 +32,28 @@ impl EndpointState {
     pub fn new(now: Instant) -> Self {
         Self { load: Load::new(now), ejection: Ejection::default() }
     }
+
+    /// What another request would cost. After an ejection the endpoint counts as never observed: the
+    /// failures that weigh on its average are what it was set aside for.
+    fn cost(&self, now: Instant) -> f64 {
+        if self.ejection.recovering(now) { self.load.cost_unknown() } else { self.load.cost(now) }
+    }
+
+    /// It answered after `latency`.
+    pub fn succeeded(&self, latency: Duration, now: Instant) -> Transition {
+        let transition = self.ejection.succeeded(now);
+        if transition == Transition::Closed {
+            self.load.forget();
+        }
+        self.load.observe(latency, now);
+        transition
+    }
+
+    /// An attempt failed after `elapsed`; `broken`: the endpoint refused or broke a connection.
+    pub fn failed(&self, elapsed: Duration, broken: bool, now: Instant) -> Transition {
+        self.load.observe(elapsed.max(FAILURE_COST), now);
+        if broken { self.ejection.failed(now) } else { Transition::None }
+    }
 }
 
 /// What a failed attempt counts as in the EWMA, unless it took longer: failing fast must not look fast.
@@ -102,7 +124,7 @@ pub fn pick<'a, C: Candidate>(
 }
 
 fn lighter<'a, C: Candidate>(first: &'a Arc<C>, second: &'a Arc<C>, now: Instant) -> &'a Arc<C> {
-    if second.state().load.cost(now) < first.state().load.cost(now) { second } else { first }
+    if second.state().cost(now) < first.state().cost(now) { second } else { first }
 }
 
 #[cfg(test)]

@@ -159,3 +159,19 @@ fn ejection_doubles_to_ten_seconds_and_ends_with_a_success() {
     ejection.failed(now);
     assert!(!ejection.ejected(now + Duration::from_secs(1)), "back to the first time");
 }
+
+#[test]
+fn an_endpoint_back_from_ejection_is_probed_and_takes_its_share_again() {
+    let start = Instant::now();
+    let all = shared(fakes(start, 2));
+    all[1].state.load.observe(Duration::from_millis(2), start);
+    assert_eq!(all[0].state.failed(Duration::ZERO, true, start), Transition::Opened);
+    let back = start + Duration::from_secs(1);
+    let mut rng = fastrand::Rng::with_seed(5);
+    assert_eq!(index(&all, pick(&all, |_| false, back, &mut rng).unwrap()), 0, "one request finds out");
+    all[0].state.load.begin();
+    assert_eq!(index(&all, pick(&all, |_| false, back, &mut rng).unwrap()), 1, "and no second one meanwhile");
+    all[0].state.load.end();
+    assert_eq!(all[0].state.succeeded(Duration::from_millis(1), back), Transition::Closed);
+    assert_eq!(index(&all, pick(&all, |_| false, back, &mut rng).unwrap()), 0, "the failure is forgotten");
+}

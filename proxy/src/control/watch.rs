@@ -65,6 +65,7 @@ impl Watch {
     /// Watches for ever.
     pub async fn run(mut self) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        let mut said = String::new();
         loop {
             let why = match self.stream(&mut backoff).await {
                 Ok(()) => "the registry ended the stream".to_owned(),
@@ -78,9 +79,11 @@ impl Watch {
             self.shared.metrics.registry_connected.set(0);
             if was_connected {
                 tracing::warn!(why, "watch stream lost; serving the last snapshot");
-            } else {
-                tracing::debug!(why, "watch stream not open");
+            } else if why != said {
+                // Each reason once: an impostor or a wiped registry must not hide behind an outage.
+                tracing::warn!(why, "watch stream not open");
             }
+            said = why;
             let pause = tokio::time::sleep(backoff.next(fastrand::f64()));
             tokio::pin!(pause);
             // What is asked for meanwhile goes into the next hello.

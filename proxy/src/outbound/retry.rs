@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 use outrigger_common::name::ServiceName;
 use rustls::AlertDescription;
 
-use crate::balance::{self, Candidate, FAILURE_COST, Transition};
+use crate::balance::{self, Candidate, Transition};
 use crate::control::snapshot::{Entry, ServicePort};
 use crate::error::{Delivery, ProxyError, cause};
 use crate::http::body::{Body, InFlight};
@@ -179,12 +179,10 @@ async fn try_once(
             let sent = Sent { response, endpoint: endpoint.clone(), in_flight, stream };
             let Some(reason) = reported_failure(&sent.response) else {
                 // Without connecting: a first handshake says nothing about the next request.
-                state.load.observe(took, now);
-                note(shared, endpoint, state.ejection.succeeded(now));
+                note(shared, endpoint, state.succeeded(took, now));
                 return Outcome::Done(sent);
             };
-            state.load.observe(elapsed.max(FAILURE_COST), now);
-            note(shared, endpoint, state.ejection.failed(now));
+            note(shared, endpoint, state.failed(elapsed, true, now));
             Outcome::Retry(reason, Ok(sent))
         }
         Err(error) => {
@@ -192,10 +190,7 @@ async fn try_once(
                 return Outcome::Fail(client);
             }
             tracing::debug!(%error, workload = %endpoint.workload, "attempt failed");
-            state.load.observe(elapsed.max(FAILURE_COST), now);
-            if error.blames_connection() {
-                note(shared, endpoint, state.ejection.failed(now));
-            }
+            note(shared, endpoint, state.failed(elapsed, error.blames_connection(), now));
             match error.delivery() {
                 Delivery::Undelivered => Outcome::Retry(RetryReason::Undelivered, Err(error)),
                 Delivery::Unknown if error.blames_connection() => {
