@@ -17,7 +17,7 @@ use outrigger_common::name::check_label;
 
 use crate::ca::{Authority, Issued, ProvenKey, random};
 use crate::error::RequestError;
-use crate::model::{self, GrantRow, TOKENS, TokenRow, Use, grant_key, token_key};
+use crate::model::{self, GrantRow, TOKENS, TokenRow, Use, grant_key, grants_of, token_key};
 use crate::store::{Op, Store, StoreError, Txn};
 
 /// A single-use token answers the same key again for this long: the first answer may have been lost.
@@ -25,10 +25,13 @@ const RETRY_WINDOW: Duration = Duration::from_secs(60);
 /// Time to live of a single-use token.
 const SINGLE_USE_TTL: Duration = Duration::from_secs(24 * 3600);
 const MAX_TTL: Duration = Duration::from_secs(366 * 24 * 3600);
-/// Expired tokens are shown this long, then forgotten.
+/// Expired tokens are shown this long, and for as long as they could be revoked; then forgotten.
 const KEEP_EXPIRED: Duration = Duration::from_secs(24 * 3600);
 const MAX_SERVICES: usize = 256;
 const MAX_TOKEN_ID: usize = 64;
+/// Tokens an identity is held to have joined with, of those that grant the same. A fleet that makes a
+/// token for each machine would otherwise leave rows for ever.
+const MAX_GRANTS: usize = 256;
 /// Attempts at a transaction that others keep changing.
 pub const ATTEMPTS: usize = 16;
 
@@ -94,23 +97,29 @@ impl Joins {
     async fn forget_expired(&self, txn: &mut Txn, now: SystemTime) -> Result<(), RequestError> {
         let before = unix(now - KEEP_EXPIRED);
         for entry in self.store.range(TOKENS, None).await?.entries {
-            if model::decode::<TokenRow>(&entry).is_ok_and(|row| row.expires < before) {
+            let Ok(row) = model::decode::<TokenRow>(&entry) else { continue };
+            let grant = grant_key(&row.namespace, &row.account, &entry.key[TOKENS.len()..]);
+            if row.expires < before && self.store.entry(&grant).await?.is_none() {
                 txn.ops.push(Op::Delete(entry.key.to_string()));
             }
         }
         Ok(())
     }
 
-    /// Takes a token back. Certificates it got stay valid until they expire.
+    /// Takes a token back, and what it granted to those who joined with it: without another token,
+    /// they can no longer register, and their certificates end without renewal.
     ///
     /// # Errors
     /// When there is none; the store.
     pub async fn revoke_token(&self, id: &str) -> Result<(), RequestError> {
-        let entry = self.store.entry(&token_key(id)).await?;
-        if entry.is_none() {
+        let Some(entry) = self.store.entry(&token_key(id)).await? else {
             return Err(RequestError::NotFound("no such token; see `outrigger get tokens`".to_owned()));
-        }
-        self.store.commit(Txn { conditions: Vec::new(), ops: vec![Op::Delete(token_key(id))] }).await?;
+        };
+        let row: TokenRow = model::decode(&entry)?;
+        let grant = grant_key(&row.namespace, &row.account, id);
+        let ops = vec![Op::Delete(token_key(id)), Op::Delete(grant)];
+        self.store.commit(Txn { conditions: Vec::new(), ops }).await?;
+        tracing::info!(token = id, namespace = row.namespace, account = row.account, "token revoked");
         Ok(())
     }
 
@@ -174,7 +183,7 @@ impl Joins {
                 }
             }
         }
-        self.grant(&row, &mut txn).await?;
+        self.grant(id, &row, &mut txn).await?;
         let identity =
             SpiffeId::workload(self.authority.trust_domain().clone(), &row.namespace, &row.account)
                 .map_err(|error| RequestError::Invalid(error.to_string()))?;
@@ -184,30 +193,38 @@ impl Joins {
         Ok(self.response(&identity, &issued))
     }
 
-    /// Adds what the token grants to what its identity may register.
-    async fn grant(&self, row: &TokenRow, txn: &mut Txn) -> Result<(), RequestError> {
-        let key = grant_key(&row.namespace, &row.account);
+    /// Notes that the token's identity joined with it. When it has with many that grant the same, the
+    /// oldest of those no longer counts.
+    async fn grant(&self, id: &str, row: &TokenRow, txn: &mut Txn) -> Result<(), RequestError> {
+        let key = grant_key(&row.namespace, &row.account, id);
         let entry = self.store.entry(&key).await?;
-        let old: GrantRow = entry.as_ref().map(model::decode).transpose()?.unwrap_or_default();
-        let union: BTreeSet<String> = old.services.iter().chain(&row.services).cloned().collect();
-        let new = GrantRow { services: union.into_iter().collect() };
-        if new != old {
-            txn.expect(&key, entry.as_ref());
-            txn.put(key, model::encode(&new));
+        if entry.is_some() {
+            return Ok(());
         }
+        txn.expect(&key, None);
+        let grant = GrantRow { services: row.services.clone() };
+        let mut alike = self.store.range(&grants_of(&row.namespace, &row.account), None).await?.entries;
+        alike.retain(|entry| model::decode::<GrantRow>(entry).is_ok_and(|other| other == grant));
+        if alike.len() >= MAX_GRANTS
+            && let Some(oldest) = alike.iter().min_by_key(|entry| entry.revision)
+        {
+            txn.ops.push(Op::Delete(oldest.key.to_string()));
+        }
+        txn.put(key, model::encode(&grant));
         Ok(())
     }
 
     /// Renews a certificate: the same id as the caller's, for a key it proves to hold.
     ///
     /// # Errors
-    /// A request that proves no key; signing.
-    pub fn renew(
+    /// An identity whose tokens were all revoked; a request that proves no key; signing; the store.
+    pub async fn renew(
         &self,
         identity: &SpiffeId,
         csr: &[u8],
         now: SystemTime,
     ) -> Result<v1::CertificateResponse, RequestError> {
+        granted(&*self.store, identity).await?;
         let issued = self.authority.issue(identity, &ProvenKey::from_request(csr)?, now)?;
         Ok(self.response(identity, &issued))
     }
@@ -221,6 +238,28 @@ impl Joins {
             identity: identity.to_string(),
         }
     }
+}
+
+/// Labels of the services a workload may register: those of all tokens its identity joined with.
+/// That a token has expired or was used up ends its use, not what it granted.
+///
+/// # Errors
+/// Another caller than a workload; one whose tokens were all revoked; the store.
+pub async fn granted(store: &dyn Store, caller: &SpiffeId) -> Result<BTreeSet<String>, RequestError> {
+    let (Some(namespace), Some(account)) = (caller.namespace(), caller.account()) else {
+        return Err(RequestError::Denied(format!("{caller} is not a workload")));
+    };
+    let grants = store.range(&grants_of(namespace, account), None).await?.entries;
+    if grants.is_empty() {
+        return Err(RequestError::Denied(format!(
+            "every token {caller} joined with was revoked; if it is still wanted, join again with a new one: `outrigger token --namespace {namespace} --account {account}`"
+        )));
+    }
+    let mut services = BTreeSet::new();
+    for entry in &grants {
+        services.extend(model::decode::<GrantRow>(entry)?.services);
+    }
+    Ok(services)
 }
 
 fn recent(used: &Use, now: SystemTime) -> bool {

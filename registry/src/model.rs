@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `ca/root` | [`RootRow`] |
 //! | `token/<id>` | [`TokenRow`] |
-//! | `grant/<namespace>/<account>` | [`GrantRow`]: what that identity may register |
+//! | `grant/<namespace>/<account>/<token>` | [`GrantRow`]: what that identity may register, having joined with that token |
 //! | `resource/Service/<namespace>/<name>`, `resource/MeshConfig/default` | the resource as applied |
 //! | `ports/<namespace>/<name>` | [`PortsRow`]: a service's ports as registrations named them |
 //! | `workload/<namespace>/<id>` | [`WorkloadRow`], attached to the workload's lease |
@@ -40,9 +40,14 @@ pub fn token_key(id: &str) -> String {
     format!("{TOKENS}{id}")
 }
 
-/// Key of what an identity may register.
-pub fn grant_key(namespace: &str, account: &str) -> String {
-    format!("grant/{namespace}/{account}")
+/// Prefix of what an identity was granted.
+pub fn grants_of(namespace: &str, account: &str) -> String {
+    format!("grant/{namespace}/{account}/")
+}
+
+/// Key of what an identity was granted by a token it joined with.
+pub fn grant_key(namespace: &str, account: &str, token: &str) -> String {
+    format!("{}{token}", grants_of(namespace, account))
 }
 
 /// Key of an applied service.
@@ -112,7 +117,7 @@ pub struct Use {
     pub at: i64,
 }
 
-/// What an identity may register.
+/// What an identity may register by one token, for as long as that is not revoked.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GrantRow {

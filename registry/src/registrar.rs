@@ -12,10 +12,9 @@ use outrigger_common::name::{ServiceName, check_label};
 
 use crate::error::RequestError;
 use crate::hub::Hub;
-use crate::join::ATTEMPTS;
+use crate::join::{ATTEMPTS, granted};
 use crate::model::{
-    self, GrantRow, PortRow, PortsRow, ServedRow, WorkloadRow, grant_key, ports_key, service_key,
-    workload_key, workloads_of,
+    self, PortRow, PortsRow, ServedRow, WorkloadRow, ports_key, service_key, workload_key, workloads_of,
 };
 use crate::store::{Entry, LeaseId, Op, Store, StoreError, Txn};
 
@@ -68,12 +67,9 @@ impl Registrar {
         (namespace, account): (&str, &str),
         wanted: &Wanted,
     ) -> Result<(), RequestError> {
-        let entry = self.store.entry(&grant_key(namespace, account)).await?;
-        let grant: GrantRow = entry.as_ref().map(model::decode).transpose()?.unwrap_or_default();
+        let services = granted(&*self.store, caller).await?;
         for name in wanted.keys() {
-            let granted =
-                name.namespace() == namespace && grant.services.iter().any(|label| label == name.name());
-            if !granted {
+            if name.namespace() != namespace || !services.contains(name.name()) {
                 return Err(RequestError::Denied(format!(
                     "{caller} was not granted {name}; join with a token that names it: `outrigger token --namespace {} --account {account} --service {}`",
                     name.namespace(),

@@ -31,6 +31,10 @@ impl CertificatesService for Certificates {
         request: Request<v1::RenewCertificateRequest>,
     ) -> Result<Response<v1::CertificateResponse>, Status> {
         let id = caller(&request)?.id;
-        Ok(Response::new(self.0.renew(&id, &request.into_inner().csr, SystemTime::now())?))
+        let renewed = self.0.renew(&id, &request.get_ref().csr, SystemTime::now()).await;
+        if let Err(error) = &renewed {
+            tracing::warn!(identity = %id, %error, "renewal of a certificate refused");
+        }
+        Ok(Response::new(renewed?))
     }
 }

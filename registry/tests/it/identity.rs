@@ -1,10 +1,17 @@
 //! Who gets which identity, and that nobody gets another.
 
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
 use outrigger_api::token::Token;
 use outrigger_api::v1;
 use outrigger_api::v1::admin_client::AdminClient;
 use outrigger_common::identity::{Principal, SpiffeId, TrustDomain};
 use outrigger_common::mtls::{KeyRequest, Svid};
+use outrigger_registry::ca::Authority;
+use outrigger_registry::join::Joins;
+use outrigger_registry::metrics::Metrics;
+use outrigger_registry::store::redb::RedbStore;
 use rcgen::{CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tonic::codegen::http::uri::PathAndQuery;
@@ -12,7 +19,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use crate::harness::{Mesh, complete, refused, soon, until, workload};
+use crate::harness::{Mesh, Sidecar, complete, refused, soon, until, workload};
 
 const PROTOS: [&str; 4] = [
     include_str!("../../../api/proto/outrigger/v1/admin.proto"),
@@ -126,7 +133,7 @@ async fn of_many_who_race_for_a_single_use_token_one_joins() {
     let mesh = Mesh::start("").await;
     let token = mesh.token("shop", "orders", &[], 0).await;
     let tasks = outrigger_common::tasks::Tasks::current();
-    let mesh = std::sync::Arc::new(mesh);
+    let mesh = Arc::new(mesh);
     let racers: Vec<_> = (0..10)
         .map(|_| {
             let (mesh, token) = (mesh.clone(), token.clone());
@@ -171,6 +178,77 @@ async fn wrong_secret_and_unknown_token_look_alike_and_revoked_ones_are_unknown(
     assert_eq!(texts.len(), 1, "{texts:?}");
     mesh.admin().revoke_token(v1::RevokeTokenRequest { id: token.id.clone() }).await.unwrap();
     refused(mesh.join(&token).await, Code::Unauthenticated, "token unknown");
+}
+
+#[tokio::test]
+async fn revoking_a_token_ends_what_it_gave_unless_another_gives_it_too() {
+    let mesh = Mesh::start("").await;
+    let first = mesh.token("shop", "orders", &["orders"], 60).await;
+    let sidecar = mesh.sidecar_as(mesh.join(&first).await.unwrap());
+    let lease = sidecar.register(workload("w1", "orders.shop", 80)).await.unwrap().lease;
+    let revoke = async |id: &str| {
+        mesh.admin().revoke_token(v1::RevokeTokenRequest { id: id.to_owned() }).await.unwrap();
+    };
+    // The same identity by two tokens: what the other grants goes on.
+    let second = mesh.token("shop", "orders", &["payments"], 0).await;
+    mesh.join(&second).await.unwrap();
+    revoke(&first.id).await;
+    refused(
+        sidecar.register(workload("w1", "orders.shop", 80)).await,
+        Code::PermissionDenied,
+        "not granted orders.shop",
+    );
+    sidecar.register(workload("w2", "payments.shop", 80)).await.unwrap();
+    renew(&sidecar).await.unwrap();
+    // Without any it may neither register, not even as one that only calls, nor renew.
+    revoke(&second.id).await;
+    let remedy = "join again with a new one: `outrigger token --namespace shop --account orders`";
+    let caller = v1::RegisterRequest { ports: vec![], ..workload("w3", "x.y", 1) };
+    refused(sidecar.register(caller).await, Code::PermissionDenied, remedy);
+    refused(renew(&sidecar).await, Code::PermissionDenied, remedy);
+    // What is registered stays until the certificate ends, so that a mistake can be mended.
+    sidecar.renew(&lease, &[true]).await.unwrap();
+    mesh.join(&mesh.token("shop", "orders", &["orders"], 0).await).await.unwrap();
+    renew(&sidecar).await.unwrap();
+    sidecar.register(workload("w1", "orders.shop", 80)).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_expired_token_still_grants_and_can_be_revoked() {
+    let dir = tempfile::tempdir().unwrap();
+    let metrics = Arc::new(Metrics::new());
+    let store = Arc::new(RedbStore::open(dir.path(), &metrics).unwrap());
+    let domain = TrustDomain::new("mesh.local").unwrap();
+    let day = Duration::from_secs(24 * 3600);
+    let authority = Authority::open(&*store, dir.path(), domain.clone(), day, metrics).await.unwrap();
+    let joins = Joins::new(store.clone(), Arc::new(authority));
+    let id = SpiffeId::workload(domain, "shop", "orders").unwrap();
+    let now = SystemTime::now();
+    let make = async |at| {
+        let request = v1::CreateTokenRequest {
+            namespace: "shop".into(),
+            account: "orders".into(),
+            ..Default::default()
+        };
+        Token::parse(&joins.create_token(request, at).await.unwrap().token).unwrap()
+    };
+    let csr = || KeyRequest::generate().unwrap().csr.to_vec();
+    let (used, unused) = (make(now).await, make(now).await);
+    let request = v1::JoinRequest { token_id: used.id.clone(), secret: used.secret.clone(), csr: csr() };
+    joins.join(request, now).await.unwrap();
+    // Making a token forgets those of long ago, but not those that somebody joined with.
+    let later = now + 30 * day;
+    make(later).await;
+    joins.renew(&id, &csr(), later).await.unwrap();
+    assert!(joins.revoke_token(&unused.id).await.is_err());
+    joins.revoke_token(&used.id).await.unwrap();
+    assert!(joins.renew(&id, &csr(), later).await.is_err());
+}
+
+async fn renew(sidecar: &Sidecar) -> Result<(), Status> {
+    let csr = KeyRequest::generate().unwrap().csr.to_vec();
+    let request = v1::RenewCertificateRequest { csr };
+    soon("renew", sidecar.certificates().renew(request)).await.map(|_| ())
 }
 
 #[tokio::test]
@@ -297,7 +375,7 @@ async fn the_registry_renews_its_own_certificates_and_the_admins() {
     })
     .await;
     until("two lifetimes are over", || async {
-        std::time::SystemTime::now() > first.not_after + std::time::Duration::from_secs(2)
+        SystemTime::now() > first.not_after + Duration::from_secs(2)
     })
     .await;
     // Both handshakes are with certificates that did not exist at the start.
