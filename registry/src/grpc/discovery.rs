@@ -144,7 +144,7 @@ impl Stream {
                 hello.protocol_version
             )));
         }
-        let names = self.names(&hello.services)?;
+        let names = self.more(&hello.services)?;
         let hub = &self.services.hub;
         let state = hub.state();
         let resumed = Cursor::decode(&hello.cursor)
@@ -167,12 +167,12 @@ impl Stream {
         match asked {
             Asked::Hello(_) => Err(Status::invalid_argument("a stream has one Hello")),
             Asked::Subscribe(subscribe) => {
-                let removed = self.names(&subscribe.remove)?;
+                let removed = names(&subscribe.remove)?;
                 self.services.hub.unsubscribe(self.id, &removed);
                 for name in &removed {
                     self.view.forget(name);
                 }
-                let added = self.names(&subscribe.add)?;
+                let added = self.more(&subscribe.add)?;
                 self.services.hub.subscribe(self.id, added, false);
                 Ok(())
             }
@@ -195,16 +195,13 @@ impl Stream {
     }
 
     /// Checks names, and that the stream may have so many more.
-    fn names(&self, names: &[String]) -> Result<Vec<ServiceName>, Status> {
-        if names.len() + self.services.hub.subscriptions(self.id) > MAX_SUBSCRIPTIONS {
+    fn more(&self, added: &[String]) -> Result<Vec<ServiceName>, Status> {
+        if added.len() + self.services.hub.subscriptions(self.id) > MAX_SUBSCRIPTIONS {
             return Err(Status::resource_exhausted(format!(
                 "a stream may subscribe to {MAX_SUBSCRIPTIONS} services; remove some first"
             )));
         }
-        let parse = |name: &String| {
-            ServiceName::parse(name).map_err(|error| Status::invalid_argument(format!("service {error}")))
-        };
-        names.iter().map(parse).collect()
+        names(added)
     }
 
     /// The update that brings the sidecar to the newest state; none if it is there.
@@ -223,4 +220,11 @@ impl Stream {
         let cursor = Cursor { source: state.source.to_string(), position: state.position }.encode();
         Some(v1::Update { nonce, cursor, revision: state.position, changes })
     }
+}
+
+fn names(names: &[String]) -> Result<Vec<ServiceName>, Status> {
+    let parse = |name: &String| {
+        ServiceName::parse(name).map_err(|error| Status::invalid_argument(format!("service {error}")))
+    };
+    names.iter().map(parse).collect()
 }

@@ -101,6 +101,19 @@ async fn a_refused_resource_is_counted_and_sent_whole_next_time() {
 }
 
 #[tokio::test]
+async fn a_full_stream_may_remove_services() {
+    let mesh = Mesh::start("").await;
+    let names: Vec<_> = (0..10_000).map(|n| format!("s{n}.shop")).collect();
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    let front = mesh.sidecar("shop", "front", &[]).await;
+    let mut watcher = front.hello(hello(&[], &names)).await.unwrap();
+    watcher.update().await;
+    watcher.subscribe(&["new.shop"], &names[..1]).await;
+    watcher.update().await;
+    assert_eq!(watcher.held.get("new.shop"), Some(&None));
+}
+
+#[tokio::test]
 async fn streams_that_break_the_protocol_are_told_why() {
     let mesh = Mesh::start("").await;
     let front = mesh.sidecar("shop", "front", &[]).await;
