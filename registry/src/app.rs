@@ -137,7 +137,7 @@ impl Registry {
         };
         let services = Services {
             hub: self.hub.clone(),
-            joins: Arc::new(Joins::new(store.clone(), self.own.authority.clone())),
+            joins: Arc::new(Joins::new(store.clone(), self.own.authority.clone(), &self.metrics)),
             registrar: Arc::new(Registrar::new(store.clone(), self.hub.clone(), self.config.lease_ttl)),
             resources: Arc::new(Resources::new(store.clone())),
             traces,

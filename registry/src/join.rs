@@ -14,9 +14,11 @@ use outrigger_api::token::Token;
 use outrigger_api::v1;
 use outrigger_common::identity::SpiffeId;
 use outrigger_common::name::check_label;
+use prometheus::IntCounter;
 
 use crate::ca::{Authority, Issued, ProvenKey, random};
 use crate::error::RequestError;
+use crate::metrics::Metrics;
 use crate::model::{self, GrantRow, TOKENS, TokenRow, Use, grant_key, grants_of, token_key};
 use crate::store::{Op, Store, StoreError, Txn};
 
@@ -39,12 +41,13 @@ pub const ATTEMPTS: usize = 16;
 pub struct Joins {
     store: Arc<dyn Store>,
     authority: Arc<Authority>,
+    refused: IntCounter,
 }
 
 impl Joins {
     /// On a store and its authority.
-    pub fn new(store: Arc<dyn Store>, authority: Arc<Authority>) -> Self {
-        Self { store, authority }
+    pub fn new(store: Arc<dyn Store>, authority: Arc<Authority>, metrics: &Metrics) -> Self {
+        Self { store, authority, refused: metrics.joins_refused.clone() }
     }
 
     /// Makes a join token.
@@ -136,8 +139,10 @@ impl Joins {
             match self.try_join(&request, now).await {
                 Err(RequestError::Store(StoreError::Conflict { .. })) => {}
                 Err(error) => {
+                    // Counted rather than told: anyone can bring it about, as often as they like.
+                    self.refused.inc();
                     let token: String = request.token_id.chars().take(MAX_TOKEN_ID).collect();
-                    tracing::warn!(?token, %error, "join refused");
+                    tracing::debug!(?token, %error, "join refused");
                     return Err(error);
                 }
                 Ok(response) => return Ok(response),

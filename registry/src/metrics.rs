@@ -38,6 +38,8 @@ pub struct Metrics {
     /// End of validity, by certificate.
     pub certificate_expiry: IntGaugeVec,
     handshakes: IntCounterVec,
+    /// Joins refused.
+    pub joins_refused: IntCounter,
     /// Spans received.
     pub spans_received: IntCounter,
     /// Spans that were dropped, being malformed or one too many.
@@ -95,6 +97,10 @@ impl Metrics {
                 "mesh_registry_handshakes_total",
                 "TLS handshakes with clients, by result: mutual, anonymous, refused (one anonymous connection too many), failed.",
                 "result",
+            ),
+            joins_refused: counter(
+                "mesh_registry_joins_refused_total",
+                "Attempts to join that were refused, whatever the reason.",
             ),
             spans_received: counter("mesh_registry_spans_received_total", "Spans received from sidecars."),
             spans_dropped: counter(

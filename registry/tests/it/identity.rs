@@ -176,6 +176,7 @@ async fn wrong_secret_and_unknown_token_look_alike_and_revoked_ones_are_unknown(
         texts.insert(status.message().to_owned());
     }
     assert_eq!(texts.len(), 1, "{texts:?}");
+    assert_eq!(mesh.metric("mesh_registry_joins_refused_total").await, 3.0);
     mesh.admin().revoke_token(v1::RevokeTokenRequest { id: token.id.clone() }).await.unwrap();
     refused(mesh.join(&token).await, Code::Unauthenticated, "token unknown");
 }
@@ -220,8 +221,8 @@ async fn an_expired_token_still_grants_and_can_be_revoked() {
     let store = Arc::new(RedbStore::open(dir.path(), &metrics).unwrap());
     let domain = TrustDomain::new("mesh.local").unwrap();
     let day = Duration::from_secs(24 * 3600);
-    let authority = Authority::open(&*store, dir.path(), domain.clone(), day, metrics).await.unwrap();
-    let joins = Joins::new(store.clone(), Arc::new(authority));
+    let authority = Authority::open(&*store, dir.path(), domain.clone(), day, metrics.clone()).await.unwrap();
+    let joins = Joins::new(store.clone(), Arc::new(authority), &metrics);
     let id = SpiffeId::workload(domain, "shop", "orders").unwrap();
     let now = SystemTime::now();
     let make = async |at| {
