@@ -64,7 +64,7 @@ impl SpanSink {
     }
 }
 
-/// Makes the queue; the receiver goes to [`export`].
+/// Makes the queue; the receiver goes to an [`Exporter`].
 pub fn queue(environment: &Environment, metrics: Arc<Metrics>) -> (SpanSink, mpsc::Receiver<FinishedSpan>) {
     let (queue, spans) = mpsc::channel(environment.batching.queue);
     (SpanSink { queue, metrics, disabled: environment.disabled }, spans)
