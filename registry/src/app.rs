@@ -95,7 +95,8 @@ impl Registry {
         Ok(Self { config, grpc, http, addresses, store, hub, fold, watch, own, metrics, limits })
     }
 
-    /// Other limits than the default ones, which no mesh within DESIGN.md's size should need.
+    /// Other limits than the default ones. Not in the configuration: their documentation says why the
+    /// default ones do for any mesh one registry serves; tests want smaller ones.
     pub fn with_limits(self, limits: Limits) -> Self {
         Self { limits, ..self }
     }

@@ -32,7 +32,7 @@ const MAX_HANDSHAKES: usize = 256;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const QUEUE: usize = 64;
 /// Watch streams of one connection: a sidecar has one, and two while it opens the next.
-const MAX_WATCHES: usize = 4;
+pub(super) const MAX_WATCHES: usize = 4;
 
 /// Who is at the far end of a connection.
 #[derive(Debug, Clone)]

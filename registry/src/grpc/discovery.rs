@@ -12,6 +12,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::connection::MAX_WATCHES;
 use super::{Caller, Services, caller};
 use crate::hub::SubscriberId;
 use crate::watch::{Cursor, View};
@@ -38,7 +39,9 @@ impl DiscoveryService for Discovery {
     ) -> Result<Response<Self::WatchStream>, Status> {
         let caller = caller(&request)?;
         let watch = caller.watches.clone().try_acquire_owned().map_err(|_| {
-            Status::resource_exhausted("this connection has 4 watch streams already; end one of them first")
+            Status::resource_exhausted(format!(
+                "this connection has {MAX_WATCHES} watch streams already; end one of them first"
+            ))
         })?;
         // One place: what is not read by the sidecar is not made yet, so it costs no memory here.
         let (replies, stream) = mpsc::channel(1);
