@@ -167,7 +167,8 @@ pub(crate) struct TokenArgs {
     /// How long the token can be used, any number of times; without it, once, within a day
     #[arg(long, value_parser = duration)]
     pub(crate) ttl: Option<Duration>,
-    /// Make the token with this id useless instead
+    /// Make the token with this id useless instead, and end what it granted: whoever joined with it can
+    /// neither renew nor register any more
     #[arg(long, value_name = "ID", conflicts_with_all = ["namespace", "account", "services", "ttl"])]
     pub(crate) revoke: Option<String>,
     /// What to print: the token alone, or an object

@@ -43,7 +43,7 @@ pub struct StorefrontArguments {
     /// Arguments of both modes.
     #[command(flatten)]
     pub common: CommonArguments,
-    /// The order service, such as http://orders.shop (storefront.orders).
+    /// The order service, such as `http://orders.shop` (storefront.orders).
     #[arg(long, value_name = "URL")]
     pub orders: Option<String>,
     /// Forward proxy for calls to it, such as http://127.0.0.1:15001 (storefront.proxy).

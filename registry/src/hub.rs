@@ -200,7 +200,7 @@ impl Hub {
 
     /// The newest state and what the stream has yet to look at in it; none when there is nothing.
     ///
-    /// Until the stream says what became of it ([`Hub::sent`] or [`Hub::nothing_to_send`]), the change
+    /// Until the stream says what became of it ([`Hub::acknowledge`] or [`Hub::nothing_to_send`]), the change
     /// counts as on its way: `nonce` is that of the update it would become.
     pub fn take(&self, id: SubscriberId, nonce: u64, even_if_empty: bool) -> Option<(Arc<State>, Marks)> {
         let mut inner = self.lock();

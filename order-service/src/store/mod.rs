@@ -1,6 +1,6 @@
 //! Orders and idempotency keys in one SQLite file that several processes may share.
 //!
-//! Writes go through one connection of this process ([`writer`]), which commits whatever waits as one
+//! Writes go through one connection of this process (`writer`), which commits whatever waits as one
 //! transaction; reads use a few connections of their own and never wait for a writer (WAL). A write is
 //! answered after its commit is on disk (`synchronous=FULL`), never before.
 

@@ -1,7 +1,7 @@
 //! The embedded store: one redb file, one writer thread.
 //!
 //! The newest state and the recent transactions are also held in memory, so reads and renewals
-//! never touch the disk; the file is what a restart begins from. Writers queue at [`writer`], which
+//! never touch the disk; the file is what a restart begins from. Writers queue at `writer`, which
 //! puts all that is waiting into one synced redb transaction (group commit).
 
 mod file;
