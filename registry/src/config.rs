@@ -91,7 +91,7 @@ pub const KEYS: &[Key] = &[
         doc: "Memory those spans may take.",
     },
     Key {
-        path: "log.format",
+        path: "log_format",
         unit: "text or json",
         default: "text",
         range: "text, json",
@@ -110,7 +110,7 @@ struct Raw {
     lease_ttl: Duration,
     certificates: RawCertificates,
     traces: RawTraces,
-    log: RawLog,
+    log_format: LogFormat,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -140,12 +140,6 @@ struct RawTraces {
     max_bytes: usize,
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawLog {
-    format: LogFormat,
-}
-
 impl Default for Raw {
     fn default() -> Self {
         Self {
@@ -156,7 +150,7 @@ impl Default for Raw {
             lease_ttl: Duration::from_secs(10),
             certificates: RawCertificates::default(),
             traces: RawTraces::default(),
-            log: RawLog::default(),
+            log_format: LogFormat::default(),
         }
     }
 }
@@ -230,7 +224,7 @@ impl Config {
             )?,
             trace_spans: raw.traces.max_spans,
             trace_bytes: raw.traces.max_bytes,
-            log_format: raw.log.format,
+            log_format: raw.log_format,
         })
     }
 }
