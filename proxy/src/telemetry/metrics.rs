@@ -368,7 +368,8 @@ impl Metrics {
     }
 
     /// Names of all families, for the documentation's test.
-    pub fn touch_all_for_documentation(self: &Arc<Self>) -> Vec<String> {
+    #[cfg(test)]
+    fn touch_all_for_documentation(self: &Arc<Self>) -> Vec<String> {
         let edge = self.edge(Direction::Outbound, "a", "b", "c");
         let outcome = Outcome {
             protocol: WireProtocol::Http1,
