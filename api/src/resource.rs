@@ -1,6 +1,11 @@
 //! The resource kinds of this version, checked: a [`Resource`] that exists is valid.
 //!
-//! Other kinds of the group, and fields nothing enforces yet, are refused by name.
+//! Other kinds of the groups, and fields nothing enforces yet, are refused by name.
+
+pub mod authorization;
+pub mod policy;
+pub mod route;
+pub mod value;
 
 use std::collections::HashSet;
 
@@ -8,10 +13,15 @@ use outrigger_common::config::{ConfigError, Origin};
 use outrigger_common::name::{ServiceName, check_label};
 use serde::{Deserialize, Serialize};
 
+use self::authorization::AuthorizationPolicySpec;
+use self::policy::TrafficPolicySpec;
+use self::route::{GrpcRouteSpec, HttpRouteSpec};
 use crate::v1;
 
-/// Group and version of every kind.
+/// Group and version of every kind of our own.
 pub const API_VERSION: &str = "outrigger.dev/v1alpha1";
+/// Group and version of the Gateway API's routes.
+pub const GATEWAY_API_VERSION: &str = "gateway.networking.k8s.io/v1";
 /// The one name a `MeshConfig` may have.
 pub const MESH_CONFIG_NAME: &str = "default";
 /// Share of traces sampled where no `MeshConfig` says otherwise.
@@ -85,6 +95,9 @@ pub struct MeshConfigSpec {
     /// Tracing.
     #[serde(default)]
     pub tracing: Tracing,
+    /// What every service's traffic policy starts from; without `targetRefs`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub defaults: Option<TrafficPolicySpec>,
 }
 
 /// Tracing settings of the mesh.
@@ -116,6 +129,43 @@ pub enum Resource {
         /// The settings.
         spec: MeshConfigSpec,
     },
+    /// How the calls of services are carried.
+    TrafficPolicy {
+        /// Where it is.
+        name: ResourceName,
+        /// What it says.
+        spec: TrafficPolicySpec,
+    },
+    /// Who may call services.
+    AuthorizationPolicy {
+        /// Where it is.
+        name: ResourceName,
+        /// What it says.
+        spec: AuthorizationPolicySpec,
+    },
+    /// Where HTTP requests go.
+    HttpRoute {
+        /// Where it is.
+        name: ResourceName,
+        /// What it says.
+        spec: HttpRouteSpec,
+    },
+    /// Where gRPC calls go.
+    GrpcRoute {
+        /// Where it is.
+        name: ResourceName,
+        /// What it says.
+        spec: GrpcRouteSpec,
+    },
+}
+
+/// Namespace and name of a resource that is not a service.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ResourceName {
+    /// A DNS label.
+    pub namespace: String,
+    /// A DNS name (RFC 1123 subdomain), as Kubernetes allows.
+    pub name: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -148,6 +198,10 @@ impl Resource {
         match self {
             Self::Service { .. } => "Service",
             Self::MeshConfig { .. } => "MeshConfig",
+            Self::TrafficPolicy { .. } => "TrafficPolicy",
+            Self::AuthorizationPolicy { .. } => "AuthorizationPolicy",
+            Self::HttpRoute { .. } => "HTTPRoute",
+            Self::GrpcRoute { .. } => "GRPCRoute",
         }
     }
 
@@ -156,6 +210,10 @@ impl Resource {
         match self {
             Self::Service { name, .. } => name.namespace(),
             Self::MeshConfig { .. } => "",
+            Self::TrafficPolicy { name, .. }
+            | Self::AuthorizationPolicy { name, .. }
+            | Self::HttpRoute { name, .. }
+            | Self::GrpcRoute { name, .. } => &name.namespace,
         }
     }
 
@@ -164,6 +222,10 @@ impl Resource {
         match self {
             Self::Service { name, .. } => name.name(),
             Self::MeshConfig { .. } => MESH_CONFIG_NAME,
+            Self::TrafficPolicy { name, .. }
+            | Self::AuthorizationPolicy { name, .. }
+            | Self::HttpRoute { name, .. }
+            | Self::GrpcRoute { name, .. } => &name.name,
         }
     }
 
@@ -173,16 +235,31 @@ impl Resource {
             name: self.name().to_owned(),
             namespace: Some(self.namespace().to_owned()).filter(|namespace| !namespace.is_empty()),
         };
-        let (api_version, kind) = (API_VERSION.to_owned(), self.kind().to_owned());
-        let json = match self {
-            Self::Service { spec, .. } => {
-                serde_json::to_string(&Document { api_version, kind, metadata, spec })
-            }
-            Self::MeshConfig { spec } => {
-                serde_json::to_string(&Document { api_version, kind, metadata, spec })
-            }
-        };
-        json.expect("plain data with text keys always serialises")
+        match self {
+            Self::Service { spec, .. } => self.document(metadata, spec),
+            Self::MeshConfig { spec } => self.document(metadata, spec),
+            Self::TrafficPolicy { spec, .. } => self.document(metadata, spec),
+            Self::AuthorizationPolicy { spec, .. } => self.document(metadata, spec),
+            Self::HttpRoute { spec, .. } => self.document(metadata, spec),
+            Self::GrpcRoute { spec, .. } => self.document(metadata, spec),
+        }
+    }
+
+    fn document<Spec: Serialize>(&self, metadata: Metadata, spec: &Spec) -> String {
+        let (api_version, kind) = (self.api_version().to_owned(), self.kind().to_owned());
+        serde_json::to_string(&Document { api_version, kind, metadata, spec })
+            .expect("plain data with text keys always serialises")
+    }
+
+    /// Group and version of its kind.
+    pub fn api_version(&self) -> &'static str {
+        match self {
+            Self::HttpRoute { .. } | Self::GrpcRoute { .. } => GATEWAY_API_VERSION,
+            Self::Service { .. }
+            | Self::MeshConfig { .. }
+            | Self::TrafficPolicy { .. }
+            | Self::AuthorizationPolicy { .. } => API_VERSION,
+        }
     }
 
     /// Reads and checks a document in JSON (which is YAML).
@@ -197,23 +274,47 @@ impl Resource {
 /// Reads and checks one document.
 pub(crate) fn from_origin(origin: &Origin) -> Result<Resource, ConfigError> {
     let envelope: Envelope = origin.load()?;
+    let Some(kind) = envelope.kind.as_deref() else {
+        return Err(origin.error("kind", format!("missing; this version has {KINDS}")));
+    };
+    let Some(wanted) = api_version_of(kind) else {
+        return Err(origin.error("kind", format!("{kind:?} is {NOT_SUPPORTED}; it has {KINDS}")));
+    };
     match envelope.api_version.as_deref() {
-        Some(API_VERSION) => {}
+        Some(given) if given == wanted => {}
         Some(other) => {
-            return Err(
-                origin.error("apiVersion", format!("{other:?} is {NOT_SUPPORTED}; use {API_VERSION}"))
-            );
+            return Err(origin.error("apiVersion", format!("{other:?} is {NOT_SUPPORTED}; use {wanted}")));
         }
-        None => return Err(origin.error("apiVersion", format!("missing; add `apiVersion: {API_VERSION}`"))),
+        None => return Err(origin.error("apiVersion", format!("missing; add `apiVersion: {wanted}`"))),
     }
-    match envelope.kind.as_deref() {
-        Some("Service") => service(origin),
-        Some("MeshConfig") => mesh_config(origin),
-        Some(other) => {
-            Err(origin.error("kind", format!("{other:?} is {NOT_SUPPORTED}; it has Service and MeshConfig")))
+    match kind {
+        "Service" => service(origin),
+        "MeshConfig" => mesh_config(origin),
+        "TrafficPolicy" => named(origin).map(|(name, spec)| Resource::TrafficPolicy { name, spec }),
+        "AuthorizationPolicy" => {
+            named(origin).map(|(name, spec)| Resource::AuthorizationPolicy { name, spec })
         }
-        None => Err(origin.error("kind", "missing; this version has Service and MeshConfig")),
+        "HTTPRoute" => named(origin).map(|(name, spec)| Resource::HttpRoute { name, spec }),
+        _ => named(origin).map(|(name, spec)| Resource::GrpcRoute { name, spec }),
     }
+}
+
+/// The kinds there are, for people.
+const KINDS: &str = "Service, MeshConfig, TrafficPolicy, AuthorizationPolicy, HTTPRoute and GRPCRoute";
+
+fn api_version_of(kind: &str) -> Option<&'static str> {
+    match kind {
+        "Service" | "MeshConfig" | "TrafficPolicy" | "AuthorizationPolicy" => Some(API_VERSION),
+        "HTTPRoute" | "GRPCRoute" => Some(GATEWAY_API_VERSION),
+        _ => None,
+    }
+}
+
+fn named<Spec: serde::de::DeserializeOwned>(origin: &Origin) -> Result<(ResourceName, Spec), ConfigError> {
+    let document: Document<Spec> = document(origin)?;
+    let namespace = document.metadata.namespace.unwrap_or_else(|| "default".to_owned());
+    check_label(&namespace).map_err(|e| origin.error("metadata.namespace", e))?;
+    Ok((ResourceName { namespace, name: document.metadata.name }, document.spec))
 }
 
 fn document<Spec: serde::de::DeserializeOwned>(origin: &Origin) -> Result<Document<Spec>, ConfigError> {

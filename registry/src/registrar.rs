@@ -405,7 +405,7 @@ fn allowed_by(spec: &ServiceSpec, name: &ServiceName, ports: &[PortRow]) -> Resu
 fn spec(entry: &Entry) -> Option<ServiceSpec> {
     match Resource::from_json(std::str::from_utf8(&entry.value).ok()?).ok()? {
         Resource::Service { spec, .. } => Some(spec),
-        Resource::MeshConfig { .. } => None,
+        _ => None,
     }
 }
 

@@ -168,7 +168,7 @@ impl Fold {
                     });
                     self.applied.insert(name.clone(), ports.collect());
                 }
-                Some(Resource::MeshConfig { .. }) | None => _ = self.applied.remove(&name),
+                Some(_) | None => _ = self.applied.remove(&name),
             }
             names.insert(name);
         } else if key == MESH_CONFIG_KEY {
@@ -309,6 +309,7 @@ impl Workload {
             identity: self.row.identity.clone(),
             zone: self.row.zone.clone(),
             healthy: served.healthy,
+            weight: 0,
         };
         EndpointState { endpoint, target_port: served.target_port, lease: self.lease }
     }

@@ -78,7 +78,10 @@ impl View {
     pub fn advance(&mut self, state: &State, marks: &Marks) -> Vec<v1::Change> {
         let mut changes = Vec::new();
         if marks.mesh {
-            let settings = v1::MeshSettings { trace_sampling_ratio: state.mesh.sampling_ratio };
+            let settings = v1::MeshSettings {
+                trace_sampling_ratio: state.mesh.sampling_ratio,
+                traffic_defaults: String::new(),
+            };
             changes.push(change(Kind::Mesh(settings)));
         }
         for name in &marks.services {

@@ -168,6 +168,7 @@ impl Registrar {
             address: address.to_string(),
             mesh_port: self.shared.own.mesh.port().into(),
             ports: config.services.iter().zip(healthy).map(served).collect(),
+            weight: 0,
         }
     }
 

@@ -162,7 +162,9 @@ impl State {
                 self.mesh.sampling = ratio;
                 Ok(None)
             }
-            None => Err("a kind of change this sidecar does not know; upgrade it".to_owned()),
+            Some(Change::Policies(_)) | None => {
+                Err("a kind of change this sidecar does not know; upgrade it".to_owned())
+            }
         }
     }
 }
@@ -173,6 +175,7 @@ fn describe(change: &v1::Change) -> String {
         Some(Change::Service(service)) => format!("Service/{}", service.name),
         Some(Change::Delta(delta)) => format!("Service/{}", delta.name),
         Some(Change::Unknown(name)) => format!("Service/{name}"),
+        Some(Change::Policies(policies)) => format!("policies of {}", policies.service),
         Some(Change::Mesh(_)) => "MeshConfig/default".to_owned(),
         None => "unknown".to_owned(),
     }

@@ -140,6 +140,7 @@ impl Watch {
             workload: self.shared.config.workload.clone(),
             cursor: self.cursor.clone(),
             services: self.state.held().map(str::to_owned).collect(),
+            serves: Vec::new(),
         }
     }
 
