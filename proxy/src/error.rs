@@ -127,6 +127,75 @@ pub enum ProxyError {
     /// The application sent no response head.
     #[error("the application sent no response head within {0:?}")]
     AppTimeout(Duration),
+    /// Routes are attached, none matches.
+    #[error("no route of {0} matches this request")]
+    RouteNotFound(String),
+    /// A rule without a usable backend.
+    #[error("the rule {0} has no backend to send to")]
+    NoBackend(String),
+    /// The caller may not.
+    #[error("{caller} may not call {service}: {why}")]
+    Denied {
+        /// Who asked.
+        caller: String,
+        /// For what.
+        service: String,
+        /// Which policy says so.
+        why: String,
+    },
+    /// A rate limit of the server.
+    #[error("{limit} is exceeded; try again in {retry_after:?}")]
+    RateLimited {
+        /// Which limit.
+        limit: &'static str,
+        /// When there is room again.
+        retry_after: Duration,
+    },
+    /// The application is as busy as it may be.
+    #[error("the application has as many requests as it may; {0}")]
+    Overloaded(&'static str),
+    /// Retries are too large a part of what arrives.
+    #[error("too many of the requests that arrive are retries; this one is refused")]
+    RetryRefused,
+    /// Requests to the destination.
+    #[error("{service} has {limit} requests of this sidecar in flight, its limit")]
+    InFlightLimit {
+        /// The destination.
+        service: String,
+        /// The limit.
+        limit: u32,
+    },
+    /// Requests that wait for a connection.
+    #[error("{limit} requests wait for a connection, the limit of their destination")]
+    PendingLimit {
+        /// The limit.
+        limit: u32,
+    },
+    /// Connections to the destination.
+    #[error("there are {limit} connections to the destination, its limit, and none has room")]
+    ConnectionLimit {
+        /// The limit.
+        limit: u32,
+    },
+    /// Too late.
+    #[error("the deadline of the request has passed")]
+    DeadlineExceeded,
+    /// One attempt took too long.
+    #[error("{address} sent no response head within {limit:?}, the time of one attempt")]
+    TryTimeout {
+        /// The endpoint's sidecar.
+        address: SocketAddr,
+        /// The time of one attempt.
+        limit: Duration,
+    },
+    /// On purpose.
+    #[error("a fault made on purpose")]
+    FaultInjected {
+        /// What the client is to see.
+        status: StatusCode,
+        /// The same for calls of gRPC.
+        grpc: u8,
+    },
 }
 
 impl ProxyError {
@@ -151,6 +220,18 @@ impl ProxyError {
             Self::AppUnreachable { .. } => Reason::AppUnreachable,
             Self::AppUnsent(_) | Self::AppReset { .. } => Reason::AppReset,
             Self::AppTimeout(_) => Reason::AppTimeout,
+            Self::RouteNotFound(_) => Reason::RouteNotFound,
+            Self::NoBackend(_) => Reason::NoBackend,
+            Self::Denied { .. } => Reason::Denied,
+            Self::RateLimited { .. } => Reason::RateLimited,
+            Self::Overloaded(_) => Reason::Overloaded,
+            Self::RetryRefused => Reason::RetryRefused,
+            Self::InFlightLimit { .. } => Reason::InFlightLimit,
+            Self::PendingLimit { .. } => Reason::PendingLimit,
+            Self::ConnectionLimit { .. } => Reason::ConnectionLimit,
+            Self::DeadlineExceeded => Reason::DeadlineExceeded,
+            Self::TryTimeout { .. } => Reason::TryTimeout,
+            Self::FaultInjected { .. } => Reason::FaultInjected,
         }
     }
 
@@ -160,7 +241,14 @@ impl ProxyError {
             Self::BadRequest(_) | Self::ClientClosed => StatusCode::BAD_REQUEST,
             Self::Loop(_) => StatusCode::LOOP_DETECTED,
             Self::MethodNotSupported(_) => StatusCode::NOT_IMPLEMENTED,
-            Self::UnknownService(_) | Self::UnknownPort { .. } => StatusCode::NOT_FOUND,
+            Self::UnknownService(_) | Self::UnknownPort { .. } | Self::RouteNotFound(_) => {
+                StatusCode::NOT_FOUND
+            }
+            // The Gateway API's answer for a rule that cannot be followed.
+            Self::NoBackend(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Denied { .. } => StatusCode::FORBIDDEN,
+            Self::RateLimited { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::FaultInjected { status, .. } => *status,
             Self::NotServed(_) => StatusCode::MISDIRECTED_REQUEST,
             Self::IdleTimeout(_) => StatusCode::REQUEST_TIMEOUT,
             Self::DiscoveryUnavailable(_)
@@ -171,9 +259,17 @@ impl ProxyError {
             | Self::CertificateRefused(_)
             | Self::Unsent(_)
             | Self::AppUnreachable { .. }
-            | Self::AppUnsent(_) => StatusCode::SERVICE_UNAVAILABLE,
+            | Self::AppUnsent(_)
+            | Self::Overloaded(_)
+            | Self::RetryRefused
+            | Self::InFlightLimit { .. }
+            | Self::PendingLimit { .. }
+            | Self::ConnectionLimit { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Reset { .. } | Self::AppReset { .. } => StatusCode::BAD_GATEWAY,
-            Self::RequestTimeout(_) | Self::AppTimeout(_) => StatusCode::GATEWAY_TIMEOUT,
+            Self::RequestTimeout(_)
+            | Self::AppTimeout(_)
+            | Self::DeadlineExceeded
+            | Self::TryTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
         }
     }
 
@@ -189,8 +285,10 @@ impl ProxyError {
             | Self::Unsent(_)
             | Self::NotServed(_)
             | Self::AppUnreachable { .. }
-            | Self::AppUnsent(_) => Delivery::Undelivered,
-            // The first five are about the request itself: another endpoint would say the same.
+            | Self::AppUnsent(_)
+            | Self::Overloaded(_) => Delivery::Undelivered,
+            // Most are about the request or the whole destination: another endpoint would say the
+            // same, so whether it was delivered must not matter.
             Self::BadRequest(_)
             | Self::Loop(_)
             | Self::MethodNotSupported(_)
@@ -201,7 +299,18 @@ impl ProxyError {
             | Self::IdleTimeout(_)
             | Self::ClientClosed
             | Self::AppReset { .. }
-            | Self::AppTimeout(_) => Delivery::Unknown,
+            | Self::AppTimeout(_)
+            | Self::RouteNotFound(_)
+            | Self::NoBackend(_)
+            | Self::Denied { .. }
+            | Self::RateLimited { .. }
+            | Self::RetryRefused
+            | Self::InFlightLimit { .. }
+            | Self::PendingLimit { .. }
+            | Self::ConnectionLimit { .. }
+            | Self::DeadlineExceeded
+            | Self::TryTimeout { .. }
+            | Self::FaultInjected { .. } => Delivery::Unknown,
         }
     }
 
@@ -229,7 +338,19 @@ impl ProxyError {
             | Self::AppUnreachable { .. }
             | Self::AppUnsent(_)
             | Self::AppReset { .. }
-            | Self::AppTimeout(_) => false,
+            | Self::AppTimeout(_)
+            | Self::RouteNotFound(_)
+            | Self::NoBackend(_)
+            | Self::Denied { .. }
+            | Self::RateLimited { .. }
+            | Self::Overloaded(_)
+            | Self::RetryRefused
+            | Self::InFlightLimit { .. }
+            | Self::PendingLimit { .. }
+            | Self::ConnectionLimit { .. }
+            | Self::DeadlineExceeded
+            | Self::TryTimeout { .. }
+            | Self::FaultInjected { .. } => false,
         }
     }
 }

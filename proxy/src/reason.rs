@@ -39,11 +39,35 @@ pub enum Reason {
     AppReset,
     /// The application sent no response head in time.
     AppTimeout,
+    /// Routes are attached to the service, and none matches.
+    RouteNotFound,
+    /// The rule that applies names no backend that can be used.
+    NoBackend,
+    /// An authorization policy does not let the caller in.
+    Denied,
+    /// A rate limit of the server is exceeded.
+    RateLimited,
+    /// The application has as many requests as it may.
+    Overloaded,
+    /// Too many of the requests that arrive are retries.
+    RetryRefused,
+    /// As many requests are on their way to the destination as may be.
+    InFlightLimit,
+    /// As many requests wait for a connection as may.
+    PendingLimit,
+    /// There are as many connections to the destination as may be, all in use.
+    ConnectionLimit,
+    /// The deadline of the request has passed.
+    DeadlineExceeded,
+    /// No response head within the time of one attempt.
+    TryTimeout,
+    /// A fault made on purpose.
+    FaultInjected,
 }
 
 impl Reason {
     /// Every reason, for the documentation's test.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 30] = [
         Self::BadRequest,
         Self::Loop,
         Self::MethodNotSupported,
@@ -62,6 +86,18 @@ impl Reason {
         Self::AppUnreachable,
         Self::AppReset,
         Self::AppTimeout,
+        Self::RouteNotFound,
+        Self::NoBackend,
+        Self::Denied,
+        Self::RateLimited,
+        Self::Overloaded,
+        Self::RetryRefused,
+        Self::InFlightLimit,
+        Self::PendingLimit,
+        Self::ConnectionLimit,
+        Self::DeadlineExceeded,
+        Self::TryTimeout,
+        Self::FaultInjected,
     ];
 
     /// The text in headers, labels and logs.
@@ -85,6 +121,18 @@ impl Reason {
             Self::AppUnreachable => "app_unreachable",
             Self::AppReset => "app_reset",
             Self::AppTimeout => "app_timeout",
+            Self::RouteNotFound => "route_not_found",
+            Self::NoBackend => "no_backend",
+            Self::Denied => "denied",
+            Self::RateLimited => "rate_limited",
+            Self::Overloaded => "overloaded",
+            Self::RetryRefused => "retry_refused",
+            Self::InFlightLimit => "in_flight_limit",
+            Self::PendingLimit => "pending_limit",
+            Self::ConnectionLimit => "connection_limit",
+            Self::DeadlineExceeded => "deadline_exceeded",
+            Self::TryTimeout => "try_timeout",
+            Self::FaultInjected => "fault_injected",
         }
     }
 
