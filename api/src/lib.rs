@@ -5,6 +5,7 @@
 
 #![warn(missing_docs)]
 
+pub mod attach;
 pub mod document;
 pub mod resource;
 pub mod token;
