@@ -2,7 +2,9 @@
 //!
 //! Other kinds of the groups, and fields nothing enforces yet, are refused by name.
 
+pub mod attachment;
 pub mod authorization;
+mod effective;
 pub mod policy;
 pub mod route;
 pub mod value;

@@ -1,13 +1,15 @@
-//! `TrafficPolicy`: how the calls of a service are carried, and [`effective`]: several policies as
-//! the one in force.
+//! `TrafficPolicy`: how the calls of a service are carried, and [`effective`]: several of them
+//! as the one in force.
 //!
 //! Every setting is optional: what a policy does not say is said by a less specific one, in the end
 //! by the defaults documented at each field, which are safe without any policy.
 
 use std::time::Duration;
 
+use outrigger_common::config::{ConfigError, Origin};
 use serde::{Deserialize, Serialize};
 
+pub use super::effective::{Effective, Layer, effective};
 use super::route::HttpRouteMatch;
 use super::value::{Percent, Size, Span};
 
@@ -74,10 +76,12 @@ pub struct TargetRef {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Timeouts {
     /// Deadline of the whole request, all attempts included, from its head read to the last response
-    /// byte. 1ms to 24h. Default: none but the sidecar's own `timeouts.request` to the response head.
+    /// byte. 1ms to 24h, or `0s` for none at all. Default: none but the sidecar's own
+    /// `timeouts.request` to the response head.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<Span>,
-    /// Of one attempt, from its start to the response head. 1ms to 24h. Default: none of its own.
+    /// Of one attempt, from its start to the response head: at most `request`. 1ms to 24h, or `0s` for
+    /// none of its own, which is the default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub per_try: Option<Span>,
     /// Connecting to an endpoint, TLS included. 1ms to 1m. Default: the sidecar's `timeouts.connect`.
@@ -174,7 +178,7 @@ pub struct LoadBalancing {
     /// Default `peakEwma`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub algorithm: Option<Algorithm>,
-    /// What `ringHash` and `maglev` hash; they need it, the others must not have it.
+    /// What `ringHash` and `maglev` hash; they need it beside them, the others must not have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hash: Option<HashKey>,
     /// Time over which a new or returned endpoint gets up to its whole share. 0s to 1h, default 10s.
@@ -288,6 +292,9 @@ pub struct Rate {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Hedging {
+    /// `false` switches off what a less specific policy says. Default true.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enabled: Option<bool>,
     /// Quantile of the destination's latency after which the second attempt goes out. 50 to 99.9
     /// percent, default 95.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -297,7 +304,8 @@ pub struct Hedging {
     pub min_delay: Option<Span>,
 }
 
-/// Faults made on purpose, at the client's sidecar.
+/// Faults made on purpose, at the client's sidecar. Neither `delay` nor `abort`: none, whatever a less
+/// specific policy says.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Faults {
@@ -373,11 +381,16 @@ impl From<Span> for Duration {
     }
 }
 
-/// One policy of several that govern the same calls.
-#[derive(Debug, Clone, Copy)]
-pub struct Layer<'a> {
-    /// Where it comes from, for people, such as `TrafficPolicy shop/orders`.
-    pub origin: &'a str,
-    /// What it says; its `targetRefs` play no part.
-    pub spec: &'a TrafficPolicySpec,
+/// Reads and checks the `defaults` of a `MeshConfig` from its JSON.
+///
+/// # Errors
+/// As [`crate::document::parse_yaml`], with keys that start at `defaults`.
+pub fn defaults_from_json(json: &str) -> Result<TrafficPolicySpec, ConfigError> {
+    #[derive(Deserialize)]
+    struct Defaults {
+        defaults: TrafficPolicySpec,
+    }
+    let text = format!("{{\"defaults\": {json}}}");
+    let origin = Origin::new(Some("MeshConfig".into()), text, Vec::new(), &[]);
+    Ok(origin.load::<Defaults>()?.defaults)
 }

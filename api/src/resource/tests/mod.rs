@@ -3,6 +3,9 @@ use std::path::Path;
 use super::*;
 use crate::document::parse_yaml;
 
+mod attachment;
+mod effective;
+
 fn parse(text: &str) -> Result<Vec<Resource>, ConfigError> {
     parse_yaml(Path::new("mesh.yaml"), text)
 }
@@ -38,11 +41,7 @@ fn errors_name_file_line_and_key() {
         (SERVICE.replace("port: 80", "port: 0"), "mesh.yaml:8", "port"),
         (SERVICE.replace("port: 80", "port: 70000"), "mesh.yaml:8", "port"),
         (SERVICE.replace("http1", "tcp"), "mesh.yaml:8", "not supported by this version"),
-        (
-            SERVICE.replace("kind: Service", "kind: TrafficPolicy"),
-            "mesh.yaml:2",
-            "not supported by this version",
-        ),
+        (SERVICE.replace("kind: Service", "kind: Topic"), "mesh.yaml:2", "not supported by this version"),
         (SERVICE.replace("v1alpha1", "v2"), "mesh.yaml:1", "apiVersion"),
         (
             SERVICE.replace("  ports:", "  selector: {}\n  ports:"),
