@@ -5,6 +5,7 @@
 pub mod attachment;
 pub mod authorization;
 mod effective;
+mod pattern;
 pub mod policy;
 pub mod route;
 pub mod value;
@@ -16,6 +17,7 @@ use outrigger_common::name::{ServiceName, check_label};
 use serde::{Deserialize, Serialize};
 
 use self::authorization::AuthorizationPolicySpec;
+pub use self::pattern::{Regex, compile_regex};
 use self::policy::TrafficPolicySpec;
 use self::route::{GrpcRouteSpec, HttpRouteSpec};
 use crate::v1;
