@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use http::StatusCode;
+use outrigger_api::resource::policy::GrpcCode;
 use outrigger_common::identity::SpiffeId;
 
 use crate::reason::Reason;
@@ -270,6 +271,52 @@ impl ProxyError {
             | Self::AppTimeout(_)
             | Self::DeadlineExceeded
             | Self::TryTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
+        }
+    }
+
+    /// The code a client of gRPC sees: what gRPC says of the HTTP status ("HTTP to gRPC Status Code
+    /// Mapping"), and more exactly where the mesh knows more.
+    pub fn grpc_code(&self) -> u8 {
+        let code = match self {
+            Self::FaultInjected { grpc, .. } => return *grpc,
+            Self::ClientClosed => GrpcCode::Cancelled,
+            Self::RequestTimeout(_)
+            | Self::AppTimeout(_)
+            | Self::TryTimeout { .. }
+            | Self::IdleTimeout(_)
+            | Self::DeadlineExceeded => GrpcCode::DeadlineExceeded,
+            Self::RateLimited { .. } => GrpcCode::ResourceExhausted,
+            Self::Denied { .. } => GrpcCode::PermissionDenied,
+            Self::RouteNotFound(_) | Self::MethodNotSupported(_) => GrpcCode::Unimplemented,
+            Self::BadRequest(_) | Self::Loop(_) | Self::NoBackend(_) => GrpcCode::Internal,
+            Self::UnknownService(_)
+            | Self::UnknownPort { .. }
+            | Self::DiscoveryUnavailable(_)
+            | Self::NoEndpoint(_)
+            | Self::Connect { .. }
+            | Self::Tls { .. }
+            | Self::Identity { .. }
+            | Self::Unsent(_)
+            | Self::CertificateRefused(_)
+            | Self::Reset { .. }
+            | Self::NotServed(_)
+            | Self::AppUnreachable { .. }
+            | Self::AppUnsent(_)
+            | Self::AppReset { .. }
+            | Self::Overloaded(_)
+            | Self::RetryRefused
+            | Self::InFlightLimit { .. }
+            | Self::PendingLimit { .. }
+            | Self::ConnectionLimit { .. } => GrpcCode::Unavailable,
+        };
+        code.number()
+    }
+
+    /// How long to wait before asking again, for `Retry-After`.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::RateLimited { retry_after, .. } => Some(*retry_after),
+            _ => None,
         }
     }
 

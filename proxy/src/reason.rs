@@ -136,6 +136,19 @@ impl Reason {
         }
     }
 
+    /// Whether it means that there was no room, rather than that something failed.
+    pub const fn is_shed(self) -> bool {
+        matches!(
+            self,
+            Self::RateLimited
+                | Self::Overloaded
+                | Self::RetryRefused
+                | Self::InFlightLimit
+                | Self::PendingLimit
+                | Self::ConnectionLimit
+        )
+    }
+
     /// The reason another sidecar gave, if it is one of the list.
     pub fn parse(text: &[u8]) -> Option<Self> {
         Self::ALL.into_iter().find(|reason| reason.as_str().as_bytes() == text)

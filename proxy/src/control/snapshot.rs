@@ -7,7 +7,7 @@ use outrigger_api::resource::Protocol;
 use outrigger_common::name::ServiceName;
 use rustls_pki_types::ServerName;
 
-use super::state::{EndpointFacts, Held, ServiceFacts, State};
+use super::state::{EndpointFacts, Held, PortFacts, ServiceFacts, State};
 use crate::pool::mesh::Endpoint;
 use crate::route::{DEFAULT_ROUTE, Route, RouteTable};
 use crate::telemetry::metrics::{Direction, Metrics};
@@ -104,7 +104,7 @@ impl Service {
         source: &ServiceName,
         metrics: &Arc<Metrics>,
     ) -> Self {
-        let compile_port = |(&number, &protocol): (&u16, &Protocol)| {
+        let compile_port = |(&number, port): (&u16, &PortFacts)| {
             let edge = metrics.edge(Direction::Outbound, source.as_str(), facts.name.as_str(), DEFAULT_ROUTE);
             let endpoints = facts
                 .endpoints
@@ -115,7 +115,10 @@ impl Service {
                         .or_else(|| new_endpoint(&facts.name, number, workload, endpoint))
                 })
                 .collect();
-            (number, ServicePort { protocol, routes: RouteTable::new(Route { edge }), endpoints })
+            (
+                number,
+                ServicePort { protocol: port.protocol, routes: RouteTable::new(Route { edge }), endpoints },
+            )
         };
         Self { name: facts.name.clone(), ports: facts.ports.iter().map(compile_port).collect() }
     }

@@ -5,7 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
-use outrigger_api::resource::{DEFAULT_SAMPLING_RATIO, Protocol};
+use outrigger_api::resource::policy::{self, TrafficPolicySpec};
+use outrigger_api::resource::{DEFAULT_SAMPLING_RATIO, Protocol, Resource};
 use outrigger_api::v1;
 use outrigger_common::identity::SpiffeId;
 use outrigger_common::name::ServiceName;
@@ -14,6 +15,8 @@ use outrigger_common::name::ServiceName;
 #[derive(Debug, Default)]
 pub struct State {
     services: HashMap<String, Held>,
+    /// What governs the calls of a service, by the service's name.
+    policies: HashMap<String, Policies>,
     /// Services whose newest full form was refused: deltas on it make no sense until the next one.
     behind: HashSet<String>,
     mesh: Mesh,
@@ -22,11 +25,15 @@ pub struct State {
 #[derive(Debug)]
 struct Mesh {
     sampling: f64,
+    defaults: TrafficPolicySpec,
 }
+
+/// Policies and routes of one service, by kind, namespace and name.
+pub type Policies = BTreeMap<(String, String, String), Resource>;
 
 impl Default for Mesh {
     fn default() -> Self {
-        Self { sampling: DEFAULT_SAMPLING_RATIO }
+        Self { sampling: DEFAULT_SAMPLING_RATIO, defaults: TrafficPolicySpec::default() }
     }
 }
 
@@ -45,9 +52,18 @@ pub struct ServiceFacts {
     /// `name.namespace`.
     pub name: ServiceName,
     /// Ports by number.
-    pub ports: BTreeMap<u16, Protocol>,
+    pub ports: BTreeMap<u16, PortFacts>,
     /// Endpoints by workload and port.
     pub endpoints: BTreeMap<(String, u16), EndpointFacts>,
+}
+
+/// A port, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortFacts {
+    /// A DNS label, or empty.
+    pub name: String,
+    /// How the application is spoken to.
+    pub protocol: Protocol,
 }
 
 /// An endpoint, checked.
@@ -59,6 +75,10 @@ pub struct EndpointFacts {
     pub identity: SpiffeId,
     /// Whether it reaches its application.
     pub healthy: bool,
+    /// Failure zone, or empty.
+    pub zone: String,
+    /// Share of requests relative to the others, 1 to 1000.
+    pub weight: u32,
 }
 
 /// One resource that was refused.
@@ -85,6 +105,16 @@ impl State {
         self.mesh.sampling
     }
 
+    /// What every service's traffic policy starts from.
+    pub fn defaults(&self) -> &TrafficPolicySpec {
+        &self.mesh.defaults
+    }
+
+    /// What governs the calls of a service.
+    pub fn policies(&self, name: &str) -> Option<&Policies> {
+        self.policies.get(name)
+    }
+
     /// What is known of a service, if it was asked about and answered.
     pub fn service(&self, name: &str) -> Option<&Held> {
         self.services.get(name)
@@ -98,6 +128,7 @@ impl State {
     /// Forgets a service nobody asks for any more.
     pub fn forget(&mut self, name: &str) {
         self.services.remove(name);
+        self.policies.remove(name);
         self.behind.remove(name);
     }
 
@@ -108,11 +139,10 @@ impl State {
             let resource = describe(&change);
             let result = match change.requires.first() {
                 Some(feature) => Err(format!("this sidecar lacks the feature {feature}; upgrade it")),
-                None => self.apply_change(change.change),
+                None => self.apply_change(change.change, &mut applied),
             };
             match result {
-                Ok(Some(name)) => _ = applied.changed.insert(name),
-                Ok(None) => {}
+                Ok(()) => {}
                 Err(reason) => {
                     if let Some(service) = resource.strip_prefix("Service/") {
                         self.behind.insert(service.to_owned());
@@ -124,7 +154,11 @@ impl State {
         applied
     }
 
-    fn apply_change(&mut self, change: Option<v1::change::Change>) -> Result<Option<String>, String> {
+    fn apply_change(
+        &mut self,
+        change: Option<v1::change::Change>,
+        applied: &mut Applied,
+    ) -> Result<(), String> {
         use v1::change::Change;
         match change {
             Some(Change::Service(service)) => {
@@ -132,9 +166,9 @@ impl State {
                 let name = facts.name.as_str().to_owned();
                 self.behind.remove(&name);
                 self.services.insert(name.clone(), Held::Known(facts));
-                Ok(Some(name))
+                applied.changed.insert(name);
             }
-            Some(Change::Delta(delta)) if self.behind.contains(&delta.name) => Ok(None),
+            Some(Change::Delta(delta)) if self.behind.contains(&delta.name) => {}
             Some(Change::Delta(delta)) => {
                 let Some(Held::Known(facts)) = self.services.get_mut(&delta.name) else {
                     return Err("a delta for a service that is not held".to_owned());
@@ -147,26 +181,62 @@ impl State {
                     facts.endpoints.remove(&key);
                 }
                 facts.endpoints.extend(upserts);
-                Ok(Some(delta.name))
+                applied.changed.insert(delta.name);
             }
             Some(Change::Unknown(name)) => {
                 self.behind.remove(&name);
                 self.services.insert(name.clone(), Held::Unknown);
-                Ok(Some(name))
+                applied.changed.insert(name);
             }
             Some(Change::Mesh(mesh)) => {
                 let ratio = mesh.trace_sampling_ratio;
                 if !(0.0..=1.0).contains(&ratio) {
                     return Err(format!("sampling ratio {ratio} is not within 0 and 1"));
                 }
+                let defaults = match mesh.traffic_defaults.as_str() {
+                    "" => TrafficPolicySpec::default(),
+                    json => policy::defaults_from_json(json).map_err(|error| error.to_string())?,
+                };
                 self.mesh.sampling = ratio;
-                Ok(None)
+                if self.mesh.defaults != defaults {
+                    self.mesh.defaults = defaults;
+                    applied.changed.extend(self.services.keys().chain(self.policies.keys()).cloned());
+                }
             }
-            Some(Change::Policies(_)) | None => {
-                Err("a kind of change this sidecar does not know; upgrade it".to_owned())
+            Some(Change::Policies(policies)) => self.apply_policies(policies, applied),
+            None => return Err("a kind of change this sidecar does not know; upgrade it".to_owned()),
+        }
+        Ok(())
+    }
+
+    /// A policy that cannot be used leaves its old form in force, if there was one.
+    fn apply_policies(&mut self, message: v1::ServicePolicies, applied: &mut Applied) {
+        let mut old = self.policies.remove(&message.service).unwrap_or_default();
+        let mut new = Policies::new();
+        for sent in message.resources {
+            let key = (sent.kind, sent.namespace, sent.name);
+            let parsed = Resource::from_json(&sent.json).map_err(|error| error.message);
+            match parsed.and_then(|resource| same_name(&key, resource)) {
+                Ok(resource) => _ = new.insert(key, resource),
+                Err(reason) => {
+                    let (kind, namespace, name) = &key;
+                    let resource = format!("{kind}/{namespace}/{name}");
+                    applied.refused.push(Refused { resource, reason });
+                    new.extend(old.remove_entry(&key));
+                }
             }
         }
+        if !new.is_empty() {
+            self.policies.insert(message.service.clone(), new);
+        }
+        applied.changed.insert(message.service);
     }
+}
+
+fn same_name(key: &(String, String, String), resource: Resource) -> Result<Resource, String> {
+    let (kind, namespace, name) = key;
+    let same = resource.kind() == kind && resource.namespace() == namespace && resource.name() == name;
+    if same { Ok(resource) } else { Err("its document names another resource".to_owned()) }
 }
 
 fn describe(change: &v1::Change) -> String {
@@ -193,7 +263,8 @@ fn service_facts(service: v1::Service) -> Result<ServiceFacts, String> {
                     declared.protocol, declared.number
                 )
             })?;
-            Ok((port(declared.number)?, protocol.into()))
+            let facts = PortFacts { name: declared.name.clone(), protocol: protocol.into() };
+            Ok((port(declared.number)?, facts))
         })
         .collect::<Result<_, String>>()?;
     let endpoints = service.endpoints.into_iter().map(endpoint_facts).collect::<Result<_, _>>()?;
@@ -206,10 +277,23 @@ fn endpoint_facts(endpoint: v1::Endpoint) -> Result<((String, u16), EndpointFact
     let identity = SpiffeId::parse(&endpoint.identity).map_err(|error| at(&error.to_string()))?;
     let mesh_port = port(endpoint.mesh_port).map_err(|error| at(&error))?;
     let key_port = port(endpoint.port).map_err(|error| at(&error))?;
-    let facts =
-        EndpointFacts { address: SocketAddr::new(address, mesh_port), identity, healthy: endpoint.healthy };
+    let weight = match endpoint.weight {
+        0 => DEFAULT_WEIGHT,
+        weight => weight.min(MAX_WEIGHT),
+    };
+    let facts = EndpointFacts {
+        address: SocketAddr::new(address, mesh_port),
+        identity,
+        healthy: endpoint.healthy,
+        zone: endpoint.zone,
+        weight,
+    };
     Ok(((endpoint.workload, key_port), facts))
 }
+
+/// Weight of an endpoint that names none.
+const DEFAULT_WEIGHT: u32 = 100;
+const MAX_WEIGHT: u32 = 1000;
 
 fn port(number: u32) -> Result<u16, String> {
     u16::try_from(number).ok().filter(|port| *port != 0).ok_or_else(|| format!("{number} is not a port"))
@@ -229,6 +313,7 @@ mod tests {
             identity: "spiffe://mesh.local/ns/shop/sa/orders".into(),
             zone: String::new(),
             healthy,
+            weight: 0,
         }
     }
 
@@ -312,5 +397,66 @@ mod tests {
         let delta = v1::ServiceDelta { name: "orders.shop".into(), upsert: vec![bad], remove };
         assert_eq!(state.apply(update(vec![Change::Delta(delta)])).refused.len(), 1);
         assert_eq!(workloads(&state, "orders.shop"), ["a"]);
+    }
+
+    fn policies(resources: &[(&str, &str)]) -> Change {
+        let sent = |(name, spec): &(&str, &str)| v1::Resource {
+            kind: "TrafficPolicy".into(),
+            namespace: "shop".into(),
+            name: (*name).into(),
+            json: format!(
+                r#"{{"apiVersion":"outrigger.dev/v1alpha1","kind":"TrafficPolicy","metadata":{{"name":"{name}","namespace":"shop"}},"spec":{spec}}}"#
+            ),
+            revision: 1,
+        };
+        Change::Policies(v1::ServicePolicies {
+            service: "orders.shop".into(),
+            resources: resources.iter().map(sent).collect(),
+        })
+    }
+
+    fn attempts(state: &State) -> Vec<(&str, Option<u32>)> {
+        let of = |resource: &Resource| match resource {
+            Resource::TrafficPolicy { spec, .. } => spec.retries.as_ref().and_then(|r| r.attempts),
+            _ => None,
+        };
+        let held = state.policies("orders.shop").into_iter().flatten();
+        held.map(|((_, _, name), resource)| (name.as_str(), of(resource))).collect()
+    }
+
+    #[test]
+    fn a_bad_policy_never_replaces_a_good_one() {
+        let spec = |attempts: &str| {
+            format!(
+                r#"{{"targetRefs":[{{"kind":"Service","name":"orders"}}],"retries":{{"attempts":{attempts}}}}}"#
+            )
+        };
+        let (one, two, bad) = (spec("1"), spec("2"), spec("\"many\""));
+        let mut state = State::default();
+        state.apply(update(vec![policies(&[("a", &one), ("b", &one)])]));
+        assert_eq!(attempts(&state), [("a", Some(1)), ("b", Some(1))]);
+
+        let applied = state.apply(update(vec![policies(&[("a", &bad), ("b", &two), ("c", &bad)])]));
+        assert_eq!(attempts(&state), [("a", Some(1)), ("b", Some(2))]);
+        let refused: Vec<_> = applied.refused.iter().map(|refused| refused.resource.as_str()).collect();
+        assert_eq!(refused, ["TrafficPolicy/shop/a", "TrafficPolicy/shop/c"]);
+        assert!(applied.changed.contains("orders.shop"));
+
+        state.apply(update(vec![policies(&[])]));
+        assert_eq!(attempts(&state), []);
+    }
+
+    #[test]
+    fn new_defaults_of_the_mesh_concern_every_service() {
+        let mut state = State::default();
+        state.apply(update(vec![service("orders.shop", vec![]), service("items.shop", vec![])]));
+        let mesh = |defaults: &str| {
+            Change::Mesh(v1::MeshSettings { trace_sampling_ratio: 0.5, traffic_defaults: defaults.into() })
+        };
+        let good = r#"{"timeouts":{"request":"2s"}}"#;
+        assert_eq!(state.apply(update(vec![mesh(good)])).changed.len(), 2);
+        assert_eq!(state.apply(update(vec![mesh(good)])).changed.len(), 0, "nothing new");
+        assert_eq!(state.apply(update(vec![mesh("{\"timeouts\":3}")])).refused.len(), 1);
+        assert!(state.defaults().timeouts.is_some(), "the good ones stay");
     }
 }

@@ -21,6 +21,12 @@ pub const PROCESSING: HeaderName = HeaderName::from_static("x-mesh-processing-us
 pub const SOURCE: HeaderName = HeaderName::from_static("x-mesh-source");
 /// HTTP version the client used, from the outbound sidecar: `1.1` or `2`.
 pub const VERSION: HeaderName = HeaderName::from_static("x-mesh-http-version");
+/// Which attempt of a request this is, from the outbound sidecar: 1 and up.
+pub const ATTEMPT: HeaderName = HeaderName::from_static("x-mesh-attempt");
+/// Milliseconds left of the request's deadline, from the outbound sidecar.
+pub const TIMEOUT: HeaderName = HeaderName::from_static("x-mesh-timeout-ms");
+/// The same between gRPC peers (gRPC over HTTP/2, "Requests").
+pub const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 /// The caller's identity, told to the application.
 pub const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 /// Kept if the client sent one, else the trace's id.

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, OnceLock};
 
-use prometheus::{Histogram, IntCounter, IntGauge};
+use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 
 use super::metrics::{
     Direction, EdgeKey, Metrics, OVERFLOW, Outcome, RetryOutcome, RetryReason, StatusClass,
@@ -153,6 +153,31 @@ impl Edge {
         let labels =
             [self.direction.as_str(), &self.source, &self.destination, reason.as_str(), outcome.as_str()];
         self.metrics.retries.with_label_values(&labels).inc();
+    }
+
+    /// Counts a request refused for want of room.
+    pub fn shed(&self, reason: Reason) {
+        self.event(&self.metrics.shed, reason.as_str());
+    }
+
+    /// Counts a second attempt: `won`, `lost` or `budget_exhausted`.
+    pub fn hedge(&self, outcome: &str) {
+        self.event(&self.metrics.hedges, outcome);
+    }
+
+    /// Counts a fault made on purpose: `delay` or `abort`.
+    pub fn fault(&self, kind: &str) {
+        self.event(&self.metrics.faults, kind);
+    }
+
+    /// Counts a copy of a request: `answered`, `failed` or `skipped`.
+    pub fn mirrored(&self, outcome: &str) {
+        self.event(&self.metrics.mirrored, outcome);
+    }
+
+    /// Rare events are looked up by label.
+    fn event(&self, family: &IntCounterVec, label: &str) {
+        family.with_label_values(&[self.direction.as_str(), &self.source, &self.destination, label]).inc();
     }
 }
 

@@ -102,6 +102,12 @@ pub enum RetryReason {
     Reset,
     /// The endpoint's sidecar reported that its application broke the connection.
     AppReset,
+    /// A status that the policy says to retry on.
+    Status,
+    /// A gRPC code that the policy says to retry on.
+    GrpcStatus,
+    /// The attempt took longer than the policy allows one.
+    TryTimeout,
 }
 
 impl RetryReason {
@@ -110,6 +116,9 @@ impl RetryReason {
             Self::Undelivered => "undelivered",
             Self::Reset => "reset",
             Self::AppReset => "app_reset",
+            Self::Status => "status",
+            Self::GrpcStatus => "grpc_status",
+            Self::TryTimeout => "try_timeout",
         }
     }
 }
@@ -119,6 +128,10 @@ impl RetryReason {
 pub enum RetryOutcome {
     /// Another attempt was made.
     Sent,
+    /// The retry budget has nothing left.
+    BudgetExhausted,
+    /// The server asked for longer than the policy waits, or not to be asked again.
+    Pushback,
     /// The body was no longer at hand, or the request may not be repeated.
     NotReplayable,
 }
@@ -127,6 +140,8 @@ impl RetryOutcome {
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Sent => "sent",
+            Self::BudgetExhausted => "budget_exhausted",
+            Self::Pushback => "pushback",
             Self::NotReplayable => "not_replayable",
         }
     }
@@ -159,6 +174,11 @@ pub struct Metrics {
     pub(super) request_bytes: IntCounterVec,
     pub(super) response_bytes: IntCounterVec,
     pub(super) retries: IntCounterVec,
+    pub(super) shed: IntCounterVec,
+    pub(super) hedges: IntCounterVec,
+    pub(super) faults: IntCounterVec,
+    pub(super) mirrored: IntCounterVec,
+    inheritance: IntCounterVec,
     breaker_transitions: IntCounterVec,
     /// Endpoints ejected now; set at each scrape.
     pub breaker_open: IntGauge,
@@ -268,9 +288,34 @@ impl Metrics {
                 "Attempts that failed and could be repeated.",
                 &with(&["reason", "outcome"]),
             ),
+            shed: counters(
+                "mesh_requests_shed_total",
+                "Requests refused at once for want of room.",
+                &with(&["reason"]),
+            ),
+            hedges: counters(
+                "mesh_hedges_total",
+                "Second attempts before the first had failed: won, lost, or budget_exhausted.",
+                &with(&["outcome"]),
+            ),
+            faults: counters(
+                "mesh_faults_injected_total",
+                "Faults made on purpose: delay or abort.",
+                &with(&["kind"]),
+            ),
+            mirrored: counters(
+                "mesh_mirrored_requests_total",
+                "Copies of requests: answered, failed, or skipped for want of room.",
+                &with(&["outcome"]),
+            ),
+            inheritance: counters(
+                "mesh_deadline_inheritance_total",
+                "Calls made while the application worked under a deadline or a retry: exact, by_trace, or no_context where the call carries no trace context that is known.",
+                &["result"],
+            ),
             breaker_transitions: counters(
                 "mesh_circuit_breaker_transitions_total",
-                "Endpoints ejected (open) and returned (closed).",
+                "Endpoints ejected (open), probed (half_open) and returned (closed).",
                 &["to"],
             ),
             breaker_open: int_gauge("mesh_circuit_breaker_open", "Endpoints ejected now."),
@@ -352,6 +397,12 @@ impl Metrics {
         self.handshakes.with_label_values(&[direction.as_str(), result]).inc();
     }
 
+    /// Counts a call by how it found the request it is made under. `result` is `exact`, `by_trace` or
+    /// `no_context`.
+    pub fn inherited(&self, result: &str) {
+        self.inheritance.with_label_values(&[result]).inc();
+    }
+
     /// Counts endpoints set aside and taken back.
     pub fn breaker_transition(&self, to: &str) {
         self.breaker_transitions.with_label_values(&[to]).inc();
@@ -381,6 +432,11 @@ impl Metrics {
         edge.count(outcome);
         edge.duration(StatusClass::Success).observe(0.0);
         edge.retry(RetryReason::Reset, RetryOutcome::Sent);
+        edge.shed(Reason::Overloaded);
+        edge.hedge("won");
+        edge.fault("delay");
+        edge.mirrored("answered");
+        self.inherited("exact");
         self.handshake(Direction::Inbound, "ok");
         self.breaker_transition("open");
         self.spans_lost("queue_full", 0);

@@ -156,6 +156,16 @@ impl RequestRecord {
         }
     }
 
+    /// Whether the client speaks gRPC.
+    pub fn is_grpc(&self) -> bool {
+        self.protocol == WireProtocol::Grpc
+    }
+
+    /// The gRPC status the mesh itself answers with.
+    pub fn grpc_code(&mut self, code: u8) {
+        self.grpc_status = Some(code);
+    }
+
     /// The last byte of the response was handed on.
     pub fn completed(&mut self) {
         self.complete = true;
