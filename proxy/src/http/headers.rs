@@ -46,11 +46,14 @@ pub fn strip_mesh(headers: &mut HeaderMap) {
 /// Removes what only the mesh may claim, the caller's identity included. Trailers are no better than
 /// heads, and applications behind CGI-like interfaces read `_` as `-`.
 pub fn strip_claims(headers: &mut HeaderMap) {
+    strip(headers, is_claim);
+}
+
+/// Whether only the mesh may say what this header says.
+pub fn is_claim(name: &str) -> bool {
     let client_cert = "x-forwarded-client-cert";
-    strip(headers, |name| {
-        spelled_like(name, MESH_PREFIX.as_bytes())
-            || (name.len() == client_cert.len() && spelled_like(name, client_cert.as_bytes()))
-    });
+    spelled_like(name, MESH_PREFIX.as_bytes())
+        || (name.len() == client_cert.len() && spelled_like(name, client_cert.as_bytes()))
 }
 
 fn strip(headers: &mut HeaderMap, claims: impl Fn(&str) -> bool) {
