@@ -29,6 +29,7 @@ pub mod http;
 pub mod inbound;
 pub mod listener;
 pub mod outbound;
+pub mod policy;
 pub mod pool;
 pub mod reason;
 pub mod respond;
