@@ -189,6 +189,9 @@ pub struct WorkloadRow {
     pub address: IpAddr,
     /// Port of the sidecar's mesh listener.
     pub mesh_port: u16,
+    /// Share of requests relative to other workloads, up to 1000; 0 is what sidecars count as 100.
+    #[serde(default)]
+    pub weight: u16,
     /// What it serves.
     pub ports: Vec<ServedRow>,
 }

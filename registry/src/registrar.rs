@@ -21,6 +21,7 @@ use crate::store::{Entry, LeaseId, Op, Store, StoreError, Txn};
 const MAX_PORTS: usize = 256;
 const MAX_ID: usize = 253;
 const MAX_ZONE: usize = 63;
+const MAX_WEIGHT: u16 = 1000;
 /// Longest wait of a deregistration, whatever its caller asks for.
 const MAX_WAIT: Duration = Duration::from_secs(30);
 
@@ -319,6 +320,10 @@ fn checked(caller: &SpiffeId, request: &v1::RegisterRequest) -> Result<(Workload
         return Err(invalid(format!("address: {address} is not an address peers can connect to")));
     }
     let mesh_port = port_number(request.mesh_port, "mesh_port")?;
+    let weight = u16::try_from(request.weight).ok().filter(|weight| *weight <= MAX_WEIGHT);
+    let weight = weight.ok_or_else(|| {
+        invalid(format!("weight: {} is out of range; use 0 to {MAX_WEIGHT}", request.weight))
+    })?;
     if request.ports.len() > MAX_PORTS {
         return Err(invalid(format!("ports: a workload serves at most {MAX_PORTS}")));
     }
@@ -341,6 +346,7 @@ fn checked(caller: &SpiffeId, request: &v1::RegisterRequest) -> Result<(Workload
         zone: request.zone.clone(),
         address,
         mesh_port,
+        weight,
         ports: rows,
     };
     Ok((row, wanted))

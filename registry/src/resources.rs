@@ -212,7 +212,7 @@ impl Resources {
             });
             let json = json!({
                 "id": row.id, "identity": row.identity, "zone": row.zone, "address": row.address,
-                "mesh_port": row.mesh_port, "ports": ports.collect::<Vec<_>>(),
+                "mesh_port": row.mesh_port, "weight": row.weight, "ports": ports.collect::<Vec<_>>(),
                 "lease_age_ms": lease.map(|lease| (lease.ttl - lease.remaining).as_millis() as u64),
             });
             found.push(resource("Workload", &namespace, &row.id, json.to_string(), &entry));

@@ -309,7 +309,7 @@ impl Workload {
             identity: self.row.identity.clone(),
             zone: self.row.zone.clone(),
             healthy: served.healthy,
-            weight: 0,
+            weight: self.row.weight.into(),
         };
         EndpointState { endpoint, target_port: served.target_port, lease: self.lease }
     }
@@ -345,6 +345,7 @@ mod tests {
             zone: String::new(),
             address: [127, 0, 0, 1].into(),
             mesh_port: 1,
+            weight: 0,
             ports: vec![served],
         };
         let entry = |key: String, value| Entry { key: key.as_str().into(), value, revision: 1, lease: None };

@@ -375,6 +375,7 @@ pub(crate) fn workload(id: &str, service: &str, port: u32) -> v1::RegisterReques
         address: "127.0.0.1".into(),
         mesh_port: 15008,
         ports: vec![served(service, port, v1::Protocol::Http1)],
+        weight: 0,
     }
 }
 

@@ -36,6 +36,18 @@ async fn a_subscriber_hears_of_registration_health_and_deregistration() {
 }
 
 #[tokio::test]
+async fn a_workloads_weight_reaches_subscribers() {
+    let mesh = Mesh::start("").await;
+    let server = mesh.sidecar("shop", "orders", &["orders"]).await;
+    let mut watcher = mesh.sidecar("shop", "front", &[]).await.watch(&["orders.shop"]).await;
+    for weight in [0, 1, 1000] {
+        let request = v1::RegisterRequest { weight, ..workload("w1", "orders.shop", 80) };
+        server.register(request).await.unwrap();
+        watcher.until("orders.shop", |s| s.is_some_and(|s| s.endpoints[0].weight == weight)).await;
+    }
+}
+
+#[tokio::test]
 async fn deregistration_waits_for_a_silent_subscriber_only_so_long() {
     let mesh = Mesh::start("").await;
     let server = mesh.sidecar("shop", "orders", &["orders"]).await;
@@ -151,6 +163,8 @@ async fn registrations_that_make_no_sense_say_what_would() {
         (with(&|r| r.address = "224.0.0.1".into()), "connect to"),
         (with(&|r| r.mesh_port = 0), "mesh_port"),
         (with(&|r| r.mesh_port = 65536), "mesh_port"),
+        (with(&|r| r.weight = 1001), "weight: 1001 is out of range; use 0 to 1000"),
+        (with(&|r| r.weight = 65536 + 5), "weight"),
         (with(&|r| r.ports[0].target_port = 0), "target_port"),
         (with(&|r| r.ports[0].port = None), "port"),
         (with(&|r| r.ports[0].port.as_mut().unwrap().number = 70000), "70000"),
