@@ -12,6 +12,7 @@ use outrigger_common::name::ServiceName;
 use prometheus::Histogram;
 use tokio::sync::{Notify, watch};
 
+use crate::policies::Scope;
 use crate::state::{Changed, State};
 
 /// Changes whose way to the last subscriber is timed at once; older ones are no longer timed.
@@ -33,14 +34,19 @@ struct Inner {
     state: Arc<State>,
     next_id: u64,
     subscribers: HashMap<SubscriberId, Subscriber>,
+    /// Who calls a service.
     interested: HashMap<ServiceName, BTreeSet<SubscriberId>>,
+    /// Who serves a service.
+    serving: HashMap<ServiceName, BTreeSet<SubscriberId>>,
     timed: VecDeque<Timed>,
 }
 
 struct Subscriber {
+    namespace: Arc<str>,
     dirty: Marks,
     wake: Arc<Notify>,
     subscribed: HashSet<ServiceName>,
+    serves: HashSet<ServiceName>,
     /// Updates sent and not acknowledged, oldest first: nonce, position.
     in_flight: VecDeque<(u64, u64)>,
     acknowledged: u64,
@@ -51,13 +57,15 @@ struct Subscriber {
 pub struct Marks {
     /// Services, in order.
     pub services: BTreeSet<ServiceName>,
+    /// Services whose policies are to be looked at, in order.
+    pub policies: BTreeSet<ServiceName>,
     /// The mesh's settings.
     pub mesh: bool,
 }
 
 impl Marks {
     fn is_empty(&self) -> bool {
-        self.services.is_empty() && !self.mesh
+        self.services.is_empty() && self.policies.is_empty() && !self.mesh
     }
 }
 
@@ -85,6 +93,7 @@ impl Hub {
             next_id: 0,
             subscribers: HashMap::new(),
             interested: HashMap::new(),
+            serving: HashMap::new(),
             timed: VecDeque::new(),
         };
         Self { inner: Mutex::new(inner), progress: watch::Sender::new(0), convergence }
@@ -103,8 +112,8 @@ impl Hub {
     /// Makes a state the newest, marks and wakes whom the change concerns.
     pub fn publish(&self, state: Arc<State>, changed: &Changed) {
         let mut inner = self.lock();
+        let mut marked = inner.mark_policies(&changed.policies);
         let Inner { interested, subscribers, .. } = &mut *inner;
-        let mut marked = HashSet::new();
         for name in &changed.services {
             for id in interested.get(name).into_iter().flatten() {
                 if let Some(subscriber) = subscribers.get_mut(id) {
@@ -135,15 +144,17 @@ impl Hub {
         self.advance();
     }
 
-    /// Adds a stream; `wake` is notified when there is something for it.
-    pub fn join(&self, wake: Arc<Notify>) -> SubscriberId {
+    /// Adds a stream of a sidecar of this namespace; `wake` is notified when there is something for it.
+    pub fn join(&self, wake: Arc<Notify>, namespace: &str) -> SubscriberId {
         let mut inner = self.lock();
         let id = SubscriberId(inner.next_id);
         inner.next_id += 1;
         let subscriber = Subscriber {
+            namespace: namespace.into(),
             dirty: Marks::default(),
             wake,
             subscribed: HashSet::new(),
+            serves: HashSet::new(),
             in_flight: VecDeque::new(),
             acknowledged: 0,
         };
@@ -155,8 +166,11 @@ impl Hub {
     pub fn leave(&self, id: SubscriberId) {
         let mut inner = self.lock();
         let Some(subscriber) = inner.subscribers.remove(&id) else { return };
-        for name in subscriber.subscribed {
-            inner.forget_interest(id, &name);
+        for name in &subscriber.subscribed {
+            forget(&mut inner.interested, id, name);
+        }
+        for name in &subscriber.serves {
+            forget(&mut inner.serving, id, name);
         }
         self.settle(&mut inner, id, u64::MAX);
         drop(inner);
@@ -173,8 +187,22 @@ impl Hub {
         for name in names {
             if subscriber.subscribed.insert(name.clone()) {
                 interested.entry(name.clone()).or_default().insert(id);
+                subscriber.dirty.policies.insert(name.clone());
                 subscriber.dirty.services.insert(name);
             }
+        }
+    }
+
+    /// Notes which services a stream's sidecar stands in front of: what governs them is marked now
+    /// and whenever it changes.
+    pub fn serve(&self, id: SubscriberId, names: impl IntoIterator<Item = ServiceName>) {
+        let mut inner = self.lock();
+        let Inner { serving, subscribers, .. } = &mut *inner;
+        let Some(subscriber) = subscribers.get_mut(&id) else { return };
+        for name in names {
+            serving.entry(name.clone()).or_default().insert(id);
+            subscriber.dirty.policies.insert(name.clone());
+            subscriber.serves.insert(name);
         }
     }
 
@@ -186,7 +214,10 @@ impl Hub {
                 && subscriber.subscribed.remove(name)
             {
                 subscriber.dirty.services.remove(name);
-                inner.forget_interest(id, name);
+                if !subscriber.serves.contains(name) {
+                    subscriber.dirty.policies.remove(name);
+                }
+                forget(&mut inner.interested, id, name);
             }
         }
         drop(inner);
@@ -321,12 +352,43 @@ impl Hub {
 }
 
 impl Inner {
-    fn forget_interest(&mut self, id: SubscriberId, name: &ServiceName) {
-        if let Some(interested) = self.interested.get_mut(name) {
-            interested.remove(&id);
-            if interested.is_empty() {
-                self.interested.remove(name);
+    /// Marks the services whose policies changed, for whom they concern; returns whom.
+    fn mark_policies(&mut self, scopes: &BTreeSet<Scope>) -> HashSet<SubscriberId> {
+        let Self { interested, serving, subscribers, .. } = self;
+        let mut marked = HashSet::new();
+        let mut mark = |name: &ServiceName, ids: Option<&BTreeSet<SubscriberId>>, of: Option<&str>| {
+            for id in ids.into_iter().flatten() {
+                if let Some(subscriber) = subscribers.get_mut(id)
+                    && of.is_none_or(|namespace| *subscriber.namespace == *namespace)
+                {
+                    subscriber.dirty.policies.insert(name.clone());
+                    marked.insert(*id);
+                }
             }
+        };
+        for scope in scopes {
+            match scope {
+                Scope::Producer(name) => {
+                    mark(name, interested.get(name), None);
+                    mark(name, serving.get(name), None);
+                }
+                Scope::Consumer(name, namespace) => mark(name, interested.get(name), Some(namespace)),
+                Scope::Authorization(name) => mark(name, serving.get(name), None),
+                Scope::Namespace(namespace) => {
+                    let served = serving.iter().filter(|(name, _)| name.namespace() == namespace);
+                    served.for_each(|(name, ids)| mark(name, Some(ids), None));
+                }
+            }
+        }
+        marked
+    }
+}
+
+fn forget(index: &mut HashMap<ServiceName, BTreeSet<SubscriberId>>, id: SubscriberId, name: &ServiceName) {
+    if let Some(ids) = index.get_mut(name) {
+        ids.remove(&id);
+        if ids.is_empty() {
+            index.remove(name);
         }
     }
 }

@@ -23,6 +23,7 @@ pub mod hub;
 pub mod join;
 pub mod metrics;
 pub mod model;
+pub mod policies;
 pub mod registrar;
 pub mod resources;
 pub mod state;

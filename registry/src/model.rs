@@ -5,7 +5,7 @@
 //! | `ca/root` | [`RootRow`] |
 //! | `token/<id>` | [`TokenRow`] |
 //! | `grant/<namespace>/<account>/<token>` | [`GrantRow`]: what that identity may register, having joined with that token |
-//! | `resource/Service/<namespace>/<name>`, `resource/MeshConfig/default` | the resource as applied |
+//! | `resource/<kind>/<namespace>/<name>`, `resource/MeshConfig/default` | the resource as applied |
 //! | `ports/<namespace>/<name>` | [`PortsRow`]: a service's ports as registrations named them |
 //! | `workload/<namespace>/<id>` | [`WorkloadRow`], attached to the workload's lease |
 
@@ -28,6 +28,8 @@ pub const TOKENS: &str = "token/";
 pub const RESOURCES: &str = "resource/";
 /// Prefix of applied services.
 pub const SERVICES: &str = "resource/Service/";
+/// Kinds of what governs calls, in order.
+pub const GOVERNING: [&str; 4] = ["AuthorizationPolicy", "GRPCRoute", "HTTPRoute", "TrafficPolicy"];
 /// Key of the mesh's settings.
 pub const MESH_CONFIG_KEY: &str = "resource/MeshConfig/default";
 /// Prefix of registered ports.
@@ -53,6 +55,11 @@ pub fn grant_key(namespace: &str, account: &str, token: &str) -> String {
 /// Key of an applied service.
 pub fn service_key(name: &ServiceName) -> String {
     format!("{SERVICES}{}/{}", name.namespace(), name.name())
+}
+
+/// Key of a resource that governs calls.
+pub fn governing_key(kind: &str, namespace: &str, name: &str) -> String {
+    format!("{RESOURCES}{kind}/{namespace}/{name}")
 }
 
 /// Key of a service's registered ports.

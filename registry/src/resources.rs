@@ -1,5 +1,7 @@
 //! Resources as the administrator writes and reads them.
 
+mod warnings;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -8,19 +10,22 @@ use outrigger_api::resource::{MESH_CONFIG_NAME, Resource, ServicePort, ServiceSp
 use outrigger_api::v1;
 use outrigger_api::v1::applied::Outcome;
 use outrigger_common::identity::SpiffeId;
-use outrigger_common::name::ServiceName;
+use outrigger_common::name::{ServiceName, check_label};
 use serde_json::json;
 
+use self::warnings::World;
 use crate::error::RequestError;
 use crate::join::ATTEMPTS;
 use crate::model::{
-    self, MESH_CONFIG_KEY, PORTS, PortsRow, RESOURCES, SERVICES, TOKENS, TokenRow, WORKLOADS, WorkloadRow,
-    ports_key, service_key, service_of,
+    self, GOVERNING, MESH_CONFIG_KEY, PORTS, PortsRow, RESOURCES, SERVICES, TOKENS, TokenRow, WORKLOADS,
+    WorkloadRow, governing_key, ports_key, service_key, service_of,
 };
 use crate::registrar::protocol;
 use crate::store::{Entry, Op, Store, StoreError, Txn};
 
 const MAX_RESOURCES: usize = 10_000;
+/// Longest name of a route or policy (RFC 1123 subdomain, as Kubernetes has it).
+const MAX_NAME: usize = 253;
 
 /// Writes and reads resources.
 pub struct Resources {
@@ -31,6 +36,8 @@ pub struct Resources {
 enum Target {
     Service(ServiceName),
     MeshConfig,
+    /// A route or policy, by its key.
+    Governing(String),
 }
 
 impl Resources {
@@ -59,6 +66,7 @@ impl Resources {
         }
         for _ in 0..ATTEMPTS {
             let (txn, outcomes) = self.transaction(&targets).await?;
+            let warnings = self.warnings(&targets, &outcomes).await?;
             let committed = match request.dry_run || txn.ops.is_empty() {
                 true => Ok(0),
                 false => self.store.commit(txn).await,
@@ -66,7 +74,7 @@ impl Resources {
             match committed {
                 Err(StoreError::Conflict { .. }) => {}
                 Err(error) => return Err(error.into()),
-                Ok(_) => return Ok(respond(request, &outcomes)),
+                Ok(_) => return Ok(respond(request, &outcomes, warnings)),
             }
         }
         Err(StoreError::Conflict { key: RESOURCES.to_owned() }.into())
@@ -86,7 +94,7 @@ impl Resources {
             let entry = self.store.entry(&key).await?;
             let registered = match target {
                 Target::Service(name) => self.store.entry(&ports_key(name)).await?,
-                Target::MeshConfig => None,
+                Target::MeshConfig | Target::Governing(_) => None,
             };
             let left = target.left(&workloads);
             let same = registered.as_ref().is_none_or(|entry| Some(&entry.value) == left.as_ref());
@@ -128,11 +136,13 @@ impl Resources {
         let all = match request.kind.as_str() {
             "Service" => self.services().await?,
             "MeshConfig" => self.mesh_config().await?,
+            kind if GOVERNING.contains(&kind) => self.governing(kind).await?,
             "Workload" => self.workloads().await?,
             "Token" => self.tokens().await?,
             other => {
                 return Err(RequestError::Invalid(format!(
-                    "{other:?} is not a kind; there are Service, MeshConfig, Workload and Token"
+                    "{other:?} is not a kind; there are Service, MeshConfig, {}, Workload and Token",
+                    GOVERNING.join(", ")
                 )));
             }
         };
@@ -191,6 +201,52 @@ impl Resources {
             .collect())
     }
 
+    /// Routes or policies of one kind, by namespace and name.
+    async fn governing(&self, kind: &str) -> Result<Vec<v1::Resource>, RequestError> {
+        let prefix = format!("{RESOURCES}{kind}/");
+        let mut found = Vec::new();
+        for entry in self.store.range(&prefix, None).await?.entries {
+            if let Some((namespace, name)) = entry.key[prefix.len()..].split_once('/') {
+                found.push(resource(kind, namespace, name, text(&entry), &entry));
+            }
+        }
+        found.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        Ok(found)
+    }
+
+    /// What to tell about each resource written: empty where there is nothing to tell.
+    async fn warnings(
+        &self,
+        targets: &[(Target, Option<Resource>)],
+        outcomes: &[Outcome],
+    ) -> Result<Vec<String>, RequestError> {
+        let governs = |target: &Target| matches!(target, Target::Governing(_));
+        if !targets.iter().any(|(target, written)| governs(target) && written.is_some()) {
+            return Ok(vec![String::new(); outcomes.len()]);
+        }
+        let mut world = World::default();
+        let written: BTreeSet<String> = targets.iter().map(|(target, _)| target.key()).collect();
+        for entry in self.store.range(RESOURCES, None).await?.entries {
+            if !written.contains(&*entry.key)
+                && let Ok(resource) = Resource::from_json(&text(&entry))
+            {
+                world.add(resource);
+            }
+        }
+        for entry in self.store.range(PORTS, None).await?.entries {
+            if let Some(name) = service_of(&entry.key[PORTS.len()..]) {
+                world.register(name, &model::decode::<PortsRow>(&entry)?);
+            }
+        }
+        for (_, written) in targets {
+            written.iter().cloned().for_each(|resource| world.add(resource));
+        }
+        let warn = |(_, written): &(Target, Option<Resource>)| {
+            written.as_ref().map(|resource| world.warnings(resource).join("; ")).unwrap_or_default()
+        };
+        Ok(targets.iter().map(warn).collect())
+    }
+
     async fn workloads(&self) -> Result<Vec<v1::Resource>, RequestError> {
         let mut found = Vec::new();
         for entry in self.store.range(WORKLOADS, None).await?.entries {
@@ -246,6 +302,7 @@ impl Target {
         match self {
             Self::Service(name) => service_key(name),
             Self::MeshConfig => MESH_CONFIG_KEY.to_owned(),
+            Self::Governing(key) => key.clone(),
         }
     }
 
@@ -278,7 +335,24 @@ fn target(resource: &v1::Resource) -> Result<Target, RequestError> {
         "MeshConfig" => {
             Err(invalid(resource, "a mesh has one MeshConfig, named default, without a namespace"))
         }
-        _ => Err(invalid(resource, "not a kind this version can apply; it has Service and MeshConfig")),
+        kind if GOVERNING.contains(&kind) => {
+            check_label(&resource.namespace).map_err(|error| invalid(resource, error))?;
+            let name = &resource.name;
+            if name.len() > MAX_NAME || name.split('.').any(|label| check_label(label).is_err()) {
+                return Err(invalid(
+                    resource,
+                    format!("its name is not labels joined by dots, of at most {MAX_NAME} characters"),
+                ));
+            }
+            Ok(Target::Governing(governing_key(kind, &resource.namespace, name)))
+        }
+        _ => Err(invalid(
+            resource,
+            format!(
+                "not a kind this version can apply; it has Service, MeshConfig, {}",
+                GOVERNING.join(", ")
+            ),
+        )),
     }
 }
 
@@ -291,12 +365,14 @@ fn parse(resource: &v1::Resource) -> Result<Resource, RequestError> {
     if same { Ok(parsed) } else { Err(invalid(resource, "its document names another resource")) }
 }
 
-fn respond(request: &v1::ApplyRequest, outcomes: &[Outcome]) -> v1::ApplyResponse {
-    let results = request.resources.iter().zip(outcomes).map(|(resource, outcome)| v1::Applied {
+fn respond(request: &v1::ApplyRequest, outcomes: &[Outcome], warnings: Vec<String>) -> v1::ApplyResponse {
+    let told = outcomes.iter().zip(warnings);
+    let results = request.resources.iter().zip(told).map(|(resource, (outcome, warning))| v1::Applied {
         kind: resource.kind.clone(),
         namespace: resource.namespace.clone(),
         name: resource.name.clone(),
         outcome: (*outcome).into(),
+        warning,
     });
     v1::ApplyResponse { results: results.collect() }
 }

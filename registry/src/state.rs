@@ -11,9 +11,10 @@ use outrigger_api::v1;
 use outrigger_common::name::ServiceName;
 
 use crate::model::{
-    MESH_CONFIG_KEY, PORTS, PortRow, PortsRow, SERVICES, ServedRow, WORKLOADS, WorkloadRow, decode,
-    service_of,
+    GOVERNING, MESH_CONFIG_KEY, PORTS, PortRow, PortsRow, RESOURCES, SERVICES, ServedRow, WORKLOADS,
+    WorkloadRow, decode, service_of,
 };
+use crate::policies::{Policies, Rows, Scope};
 use crate::store::{Change, Entry, LeaseId, Range, Transaction};
 
 /// The mesh at one position of its source. Shares with its predecessors what did not change.
@@ -25,17 +26,19 @@ pub struct State {
     pub position: u64,
     /// Services by name.
     pub services: HashMap<ServiceName, Arc<ServiceState>>,
+    /// What governs the calls of services.
+    pub policies: Policies,
     /// Settings of the mesh.
     pub mesh: MeshState,
 }
 
 /// Settings of the mesh.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct MeshState {
     /// Position of the last change.
     pub changed: u64,
-    /// Share of traces sampled.
-    pub sampling_ratio: f64,
+    /// What they are.
+    pub settings: v1::MeshSettings,
 }
 
 /// One service.
@@ -66,8 +69,9 @@ pub struct EndpointState {
 impl State {
     /// A state in which nothing exists.
     pub fn empty(source: &str) -> Self {
-        let mesh = MeshState { changed: 0, sampling_ratio: DEFAULT_SAMPLING_RATIO };
-        Self { source: source.into(), position: 0, services: HashMap::new(), mesh }
+        let mesh = MeshState { changed: 0, settings: default_settings() };
+        let policies = Policies::default();
+        Self { source: source.into(), position: 0, services: HashMap::new(), policies, mesh }
     }
 }
 
@@ -84,6 +88,8 @@ impl ServiceState {
 pub struct Changed {
     /// Services made, changed or removed.
     pub services: BTreeSet<ServiceName>,
+    /// Parts of what governs services.
+    pub policies: BTreeSet<Scope>,
     /// Whether the mesh's settings changed.
     pub mesh: bool,
 }
@@ -96,7 +102,8 @@ pub struct Fold {
     /// By what follows the prefix in their key.
     workloads: BTreeMap<Arc<str>, Workload>,
     serving: BTreeMap<ServiceName, BTreeSet<Arc<str>>>,
-    sampling_ratio: f64,
+    governing: Rows,
+    settings: v1::MeshSettings,
     state: Arc<State>,
 }
 
@@ -116,7 +123,8 @@ impl Fold {
             registered: BTreeMap::new(),
             workloads: BTreeMap::new(),
             serving: BTreeMap::new(),
-            sampling_ratio: DEFAULT_SAMPLING_RATIO,
+            governing: Rows::default(),
+            settings: default_settings(),
             state: Arc::new(State::empty(source)),
         }
     }
@@ -130,8 +138,12 @@ impl Fold {
     /// between are no longer known.
     pub fn reset(&mut self, range: &Range) -> Changed {
         let mut names: BTreeSet<ServiceName> = self.state.services.keys().cloned().collect();
-        let state = self.state.clone();
-        *self = Self { state, ..Self::new("") };
+        let mut state = self.state.clone();
+        if state.position == 0 {
+            Arc::make_mut(&mut state).policies.forget_before(range.revision);
+        }
+        let governing = Rows::after(&state.policies);
+        *self = Self { state, governing, ..Self::new("") };
         for entry in &range.entries {
             self.put(entry, &mut names);
         }
@@ -173,7 +185,28 @@ impl Fold {
             names.insert(name);
         } else if key == MESH_CONFIG_KEY {
             if let Some(Resource::MeshConfig { spec }) = resource(entry) {
-                self.sampling_ratio = spec.tracing.sampling_ratio;
+                let defaults = spec.defaults.map(|defaults| serde_json::to_string(&defaults));
+                self.settings = v1::MeshSettings {
+                    trace_sampling_ratio: spec.tracing.sampling_ratio,
+                    traffic_defaults: defaults
+                        .transpose()
+                        .expect("plain data serialises")
+                        .unwrap_or_default(),
+                };
+            }
+        } else if let Some(rest) = governing(key) {
+            match resource(entry) {
+                Some(resource) => {
+                    let sent = v1::Resource {
+                        kind: resource.kind().to_owned(),
+                        namespace: resource.namespace().to_owned(),
+                        name: resource.name().to_owned(),
+                        json: String::from_utf8_lossy(&entry.value).into_owned(),
+                        revision: entry.revision,
+                    };
+                    self.governing.put(&resource, sent);
+                }
+                None => self.governing.delete(rest),
             }
         } else if let Some(name) = key.strip_prefix(PORTS).and_then(service_of) {
             match decode::<PortsRow>(entry) {
@@ -198,7 +231,9 @@ impl Fold {
             self.applied.remove(&name);
             names.insert(name);
         } else if key == MESH_CONFIG_KEY {
-            self.sampling_ratio = DEFAULT_SAMPLING_RATIO;
+            self.settings = default_settings();
+        } else if let Some(rest) = governing(key) {
+            self.governing.delete(rest);
         } else if let Some(name) = key.strip_prefix(PORTS).and_then(service_of) {
             self.registered.remove(&name);
             names.insert(name);
@@ -231,10 +266,12 @@ impl Fold {
     /// Builds the next state; services whose content is as before are neither replaced nor reported.
     fn finish(&mut self, position: u64, names: BTreeSet<ServiceName>) -> Changed {
         let mut next = State { position, ..(*self.state).clone() };
-        let mut changed =
-            Changed { services: BTreeSet::new(), mesh: next.mesh.sampling_ratio != self.sampling_ratio };
+        let (policies, scopes) = self.governing.finish(position, &next.policies);
+        next.policies = policies;
+        let mesh = next.mesh.settings != self.settings;
+        let mut changed = Changed { services: BTreeSet::new(), policies: scopes, mesh };
         if changed.mesh {
-            next.mesh = MeshState { changed: position, sampling_ratio: self.sampling_ratio };
+            next.mesh = MeshState { changed: position, settings: self.settings.clone() };
         }
         for name in names {
             let old = next.services.get(&name);
@@ -313,6 +350,16 @@ impl Workload {
         };
         EndpointState { endpoint, target_port: served.target_port, lease: self.lease }
     }
+}
+
+fn default_settings() -> v1::MeshSettings {
+    v1::MeshSettings { trace_sampling_ratio: DEFAULT_SAMPLING_RATIO, traffic_defaults: String::new() }
+}
+
+/// `<kind>/<namespace>/<name>` of the key of a route or policy.
+fn governing(key: &str) -> Option<&str> {
+    let rest = key.strip_prefix(RESOURCES)?;
+    rest.split_once('/').filter(|(kind, _)| GOVERNING.contains(kind)).map(|_| rest)
 }
 
 fn resource(entry: &Entry) -> Option<Resource> {

@@ -1,6 +1,6 @@
 //! What one stream has been sent, and what it must be sent next. Pure.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use outrigger_api::v1;
@@ -8,6 +8,7 @@ use outrigger_api::v1::change::Change as Kind;
 use outrigger_common::name::ServiceName;
 
 use crate::hub::Marks;
+use crate::policies::{Audience, Set};
 use crate::state::{EndpointState, ServiceState, State};
 
 /// A place in a source's history, opaque to sidecars.
@@ -36,9 +37,13 @@ impl Cursor {
 }
 
 /// What the far side of a stream holds, as far as this side knows.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct View {
+    namespace: String,
+    serves: HashSet<ServiceName>,
     held: HashMap<ServiceName, Held>,
+    /// Not here: it holds none.
+    policies: HashMap<ServiceName, HeldPolicies>,
 }
 
 #[derive(Debug)]
@@ -51,20 +56,53 @@ enum Held {
     Refused,
 }
 
+#[derive(Debug)]
+enum HeldPolicies {
+    /// It may have some from before that are no longer in force.
+    Unsure,
+    /// It has these.
+    Known(Set),
+}
+
 impl View {
-    /// Assumes what a returning sidecar holds: of its services, those that did not change since its
-    /// cursor are as they are now.
-    pub fn resume(&mut self, state: &State, position: u64, services: &[ServiceName]) {
+    /// Of a sidecar that holds nothing: the namespace of its identity, and the services it stands in
+    /// front of.
+    pub fn new(namespace: &str, serves: impl IntoIterator<Item = ServiceName>) -> Self {
+        let serves = serves.into_iter().collect();
+        Self { namespace: namespace.to_owned(), serves, held: HashMap::new(), policies: HashMap::new() }
+    }
+
+    /// Assumes what a returning sidecar holds of the services it named and of those it serves: what
+    /// did not change since its cursor is as it is now. Without a cursor that counts, nothing is
+    /// known of it, and all of it is replaced.
+    pub fn resume(&mut self, state: &State, position: Option<u64>, services: &[ServiceName]) {
+        let unchanged = |changed: u64| position.is_some_and(|position| changed <= position);
         for name in services {
-            if let Some(service) = state.services.get(name).filter(|service| service.changed <= position) {
+            if let Some(service) = state.services.get(name).filter(|service| unchanged(service.changed)) {
                 self.held.insert(name.clone(), Held::Known(service.clone()));
             }
         }
+        let names: HashSet<_> = services.iter().chain(&self.serves).cloned().collect();
+        for name in names {
+            let audience = self.audience(&name);
+            let held = match unchanged(state.policies.changed(&name, audience)) {
+                true => HeldPolicies::Known(state.policies.of(&name, audience)),
+                false => HeldPolicies::Unsure,
+            };
+            self.policies.insert(name, held);
+        }
     }
 
-    /// Forgets a service.
+    fn audience(&self, name: &ServiceName) -> Audience<'_> {
+        Audience { namespace: &self.namespace, serves: self.serves.contains(name) }
+    }
+
+    /// Forgets a service. What governs it stays for a sidecar that serves it.
     pub fn forget(&mut self, name: &ServiceName) {
         self.held.remove(name);
+        if !self.serves.contains(name) {
+            self.policies.remove(name);
+        }
     }
 
     /// Notes that the far side refused a service.
@@ -78,26 +116,49 @@ impl View {
     pub fn advance(&mut self, state: &State, marks: &Marks) -> Vec<v1::Change> {
         let mut changes = Vec::new();
         if marks.mesh {
-            let settings = v1::MeshSettings {
-                trace_sampling_ratio: state.mesh.sampling_ratio,
-                traffic_defaults: String::new(),
-            };
-            changes.push(change(Kind::Mesh(settings)));
+            changes.push(change(Kind::Mesh(state.mesh.settings.clone())));
         }
-        for name in &marks.services {
-            let new = state.services.get(name);
-            let kind = match (self.held.get(name), new) {
-                (Some(Held::Unknown), None) => None,
-                (_, None) => Some(Kind::Unknown(name.to_string())),
-                (Some(Held::Known(old)), Some(new)) if Arc::ptr_eq(old, new) => None,
-                (Some(Held::Known(old)), Some(new)) if old.ports == new.ports => delta(name, old, new),
-                (_, Some(new)) => Some(Kind::Service(new.to_service(name))),
-            };
-            let held = new.map_or(Held::Unknown, |new| Held::Known(new.clone()));
-            self.held.insert(name.clone(), held);
-            changes.extend(kind.map(change));
+        for name in marks.policies.union(&marks.services) {
+            if marks.policies.contains(name) {
+                changes.extend(self.governed(state, name).map(change));
+            }
+            if marks.services.contains(name) {
+                changes.extend(self.service(state, name).map(change));
+            }
         }
         changes
+    }
+
+    fn governed(&mut self, state: &State, name: &ServiceName) -> Option<Kind> {
+        let set = state.policies.of(name, self.audience(name));
+        let same = match self.policies.get(name) {
+            None => set.is_empty(),
+            Some(HeldPolicies::Unsure) => false,
+            Some(HeldPolicies::Known(held)) => *held == set,
+        };
+        if same {
+            return None;
+        }
+        let resources = set.iter().map(|resource| (**resource).clone()).collect();
+        match set.is_empty() {
+            true => _ = self.policies.remove(name),
+            false => _ = self.policies.insert(name.clone(), HeldPolicies::Known(set)),
+        }
+        Some(Kind::Policies(v1::ServicePolicies { service: name.to_string(), resources }))
+    }
+
+    fn service(&mut self, state: &State, name: &ServiceName) -> Option<Kind> {
+        let new = state.services.get(name);
+        let kind = match (self.held.get(name), new) {
+            (Some(Held::Unknown), None) => None,
+            (_, None) => Some(Kind::Unknown(name.to_string())),
+            (Some(Held::Known(old)), Some(new)) if Arc::ptr_eq(old, new) => None,
+            (Some(Held::Known(old)), Some(new)) if old.ports == new.ports => delta(name, old, new),
+            (_, Some(new)) => Some(Kind::Service(new.to_service(name))),
+        };
+        let held = new.map_or(Held::Unknown, |new| Held::Known(new.clone()));
+        self.held.insert(name.clone(), held);
+        kind
     }
 }
 

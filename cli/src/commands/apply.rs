@@ -77,13 +77,16 @@ pub(super) async fn run(args: &ApplyArgs, resources: Vec<Resource>) -> Result<()
             let suffix = if args.dry_run { " (dry run: nothing was changed)" } else { "" };
             for result in &results {
                 output::print_line(&format!("{} {}{suffix}", place(result), word(result)))?;
+                if !result.warning.is_empty() {
+                    output::say(&format!("outrigger: warning: {}: {}", place(result), result.warning));
+                }
             }
         }
         Output::Json => {
             let results: Vec<_> = results
                 .iter()
                 .map(|result| {
-                    json!({"kind": result.kind, "namespace": result.namespace, "name": result.name, "outcome": word(result)})
+                    json!({"kind": result.kind, "namespace": result.namespace, "name": result.name, "outcome": word(result), "warning": result.warning})
                 })
                 .collect();
             output::print_json(&json!({"dry_run": args.dry_run, "results": results}))?;
@@ -122,6 +125,7 @@ mod tests {
             namespace: namespace.into(),
             name: name.into(),
             outcome: Outcome::Created.into(),
+            warning: String::new(),
         };
         assert_eq!(place(&applied("Service", "shop", "orders")), "service/orders.shop");
         assert_eq!(place(&applied("MeshConfig", "", "default")), "meshconfig/default");

@@ -1,5 +1,6 @@
 //! The watch stream: one task a sidecar.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -7,6 +8,7 @@ use outrigger_api::v1::discovery_server::Discovery as DiscoveryService;
 use outrigger_api::v1::watch_request::Message as Asked;
 use outrigger_api::v1::watch_response::Message as Told;
 use outrigger_api::{PROTOCOL_VERSION, v1};
+use outrigger_common::identity::SpiffeId;
 use outrigger_common::name::ServiceName;
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -21,6 +23,8 @@ use crate::watch::{Cursor, View};
 const MAX_SUBSCRIPTIONS: usize = 10_000;
 /// Updates a stream may be behind with its acknowledgements; then it waits, and gets the latest.
 const MAX_IN_FLIGHT: usize = 16;
+/// Services one sidecar may stand in front of: as many as it may have ports.
+const MAX_SERVED: usize = 256;
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// The wall clock may jump: a certificate's end is looked for at least this often.
 const EXPIRY_CHECK: Duration = Duration::from_secs(30);
@@ -50,7 +54,7 @@ impl DiscoveryService for Discovery {
             let _watch = watch;
             let drain = services.drain.clone();
             let end = tokio::select! {
-                end = serve(services, requests, &replies, caller.id.to_string()) => end,
+                end = serve(services, requests, &replies, &caller.id) => end,
                 status = expired(&caller) => Err(status),
                 () = drain.signalled() => Err(Status::unavailable("the registry is shutting down")),
                 () = replies.closed() => Ok(()),
@@ -83,6 +87,8 @@ struct Stream {
     /// The next update is sent even if empty: it answers the Hello.
     answer: bool,
     peer: String,
+    /// Of its identity.
+    namespace: String,
 }
 
 impl Drop for Stream {
@@ -96,7 +102,7 @@ async fn serve(
     services: Services,
     mut requests: Streaming<v1::WatchRequest>,
     replies: &mpsc::Sender<Reply>,
-    peer: String,
+    peer: &SpiffeId,
 ) -> Result<(), Status> {
     let first = tokio::time::timeout(HELLO_TIMEOUT, requests.message());
     let first = first.await.map_err(|_| Status::deadline_exceeded("no Hello within 10 seconds"))??;
@@ -134,10 +140,12 @@ async fn serve(
 }
 
 impl Stream {
-    fn join(services: Services, peer: String, wake: Arc<Notify>) -> Self {
-        let id = services.hub.join(wake);
+    fn join(services: Services, peer: &SpiffeId, wake: Arc<Notify>) -> Self {
+        let namespace = peer.namespace().unwrap_or_default().to_owned();
+        let id = services.hub.join(wake, &namespace);
         services.metrics.streams.inc();
-        Self { services, id, view: View::default(), nonce: 1, answer: true, peer }
+        let (view, peer) = (View::new(&namespace, []), peer.to_string());
+        Self { services, id, view, nonce: 1, answer: true, peer, namespace }
     }
 
     fn hello(&mut self, hello: &v1::Hello) -> Result<v1::Welcome, Status> {
@@ -148,15 +156,16 @@ impl Stream {
             )));
         }
         let names = self.more(&hello.services)?;
+        let serves = self.served(&hello.serves)?;
+        self.view = View::new(&self.namespace, serves.iter().cloned());
         let hub = &self.services.hub;
         let state = hub.state();
         let resumed = Cursor::decode(&hello.cursor)
             .filter(|cursor| cursor.source == *state.source && cursor.position <= state.position);
-        if let Some(cursor) = &resumed {
-            self.view.resume(&state, cursor.position, &names);
-        }
+        self.view.resume(&state, resumed.as_ref().map(|cursor| cursor.position), &names);
         let mesh = resumed.as_ref().is_none_or(|cursor| state.mesh.changed > cursor.position);
         hub.subscribe(self.id, names, mesh);
+        hub.serve(self.id, serves);
         tracing::debug!(identity = self.peer, workload = ?hello.workload, software = ?hello.software, resumed = resumed.is_some(), "watch stream opened");
         Ok(v1::Welcome {
             protocol_version: PROTOCOL_VERSION,
@@ -205,6 +214,22 @@ impl Stream {
             )));
         }
         names(added)
+    }
+
+    /// Checks the services a sidecar says it stands in front of. Who may call them is told to their
+    /// own namespace alone.
+    fn served(&self, served: &[String]) -> Result<HashSet<ServiceName>, Status> {
+        if served.len() > MAX_SERVED {
+            return Err(Status::resource_exhausted(format!("a sidecar may serve {MAX_SERVED} services")));
+        }
+        let served = names(served)?;
+        match served.iter().find(|name| name.namespace() != self.namespace) {
+            Some(other) => Err(Status::permission_denied(format!(
+                "{} cannot serve {other}: it is of another namespace",
+                self.peer
+            ))),
+            None => Ok(served.into_iter().collect()),
+        }
     }
 
     /// The update that brings the sidecar to the newest state; none if it is there.

@@ -3,23 +3,33 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use fastrand::Rng;
+use outrigger_api::document::parse_yaml;
+use outrigger_api::resource::attachment::Attachment;
+use outrigger_api::resource::{API_VERSION, GATEWAY_API_VERSION, Resource};
 use prometheus::{Histogram, HistogramOpts};
 use tokio::sync::Notify;
 
 use super::*;
 use crate::hub::{Hub, SubscriberId};
-use crate::model::{PortRow, PortsRow, ServedRow, WorkloadRow, encode, ports_key, workload_key};
+use crate::model::{
+    PortRow, PortsRow, ServedRow, WorkloadRow, encode, governing_key, ports_key, workload_key,
+};
 use crate::state::{Changed, Fold};
 use crate::store::{Change as Write, Entry, Range, Transaction};
 
 type Services = BTreeMap<String, Option<v1::Service>>;
+type Policies = BTreeMap<String, Vec<v1::Resource>>;
 
 /// What a sidecar does with updates.
 #[derive(Default)]
 struct Sidecar {
     held: Services,
+    /// Those that are not empty.
+    policies: Policies,
     cursor: Vec<u8>,
     subscribed: BTreeSet<ServiceName>,
+    serves: Vec<ServiceName>,
+    namespace: &'static str,
 }
 
 impl Sidecar {
@@ -29,6 +39,13 @@ impl Sidecar {
                 Kind::Service(service) => _ = self.held.insert(service.name.clone(), Some(service)),
                 Kind::Unknown(name) => _ = self.held.insert(name, None),
                 Kind::Mesh(_) => {}
+                Kind::Policies(set) => {
+                    if set.resources.is_empty() {
+                        self.policies.remove(&set.service);
+                    } else {
+                        self.policies.insert(set.service, set.resources);
+                    }
+                }
                 Kind::Delta(delta) => {
                     let service =
                         self.held.get_mut(&delta.name).unwrap().as_mut().expect("a delta follows a service");
@@ -59,18 +76,20 @@ struct Stream {
 
 impl Stream {
     fn open(hub: &Hub, sidecar: &mut Sidecar) -> Self {
-        let id = hub.join(Arc::new(Notify::new()));
-        let mut view = View::default();
+        let id = hub.join(Arc::new(Notify::new()), sidecar.namespace);
+        let mut view = View::new(sidecar.namespace, sidecar.serves.iter().cloned());
         let state = hub.state();
         let cursor = Cursor::decode(&sidecar.cursor);
         let resumed = cursor.filter(|c| c.source == *state.source && c.position <= state.position);
         // The Hello names what is held; what was asked for and not answered is asked for again.
         let held: Vec<_> = sidecar.held.keys().map(|name| ServiceName::parse(name).unwrap()).collect();
-        match &resumed {
-            Some(cursor) => view.resume(&state, cursor.position, &held),
-            None => sidecar.held.clear(),
+        // What it holds of policies is not thrown away: the registry says so if there are none.
+        view.resume(&state, resumed.as_ref().map(|cursor| cursor.position), &held);
+        if resumed.is_none() {
+            sidecar.held.clear();
         }
         hub.subscribe(id, held, resumed.is_none());
+        hub.serve(id, sidecar.serves.iter().cloned());
         hub.subscribe(id, sidecar.subscribed.iter().cloned(), false);
         Self { id, view, nonce: 1, wire: VecDeque::new() }
     }
@@ -117,7 +136,13 @@ impl World {
         let mut changes = Vec::new();
         for _ in 0..self.rng.usize(1..4) {
             let name = service(self.rng.usize(..5));
-            match self.rng.u8(..10) {
+            match self.rng.u8(..14) {
+                10.. => {
+                    let resource = self.governing(&name);
+                    let key = governing_key(resource.kind(), resource.namespace(), resource.name());
+                    let value = self.rng.bool().then(|| resource.to_json().into());
+                    self.set(&mut changes, key, value);
+                }
                 0 => self.set(&mut changes, ports_key(&name), None),
                 1 | 2 => {
                     let ports = (1..=self.rng.u16(1..4)).map(port).collect();
@@ -137,6 +162,37 @@ impl World {
         self.history.push(Arc::new(Transaction { revision: self.revision, changes }));
     }
 
+    /// A route or policy of the services' namespace or another, attached to a service, a route, or
+    /// everything.
+    fn governing(&mut self, service: &ServiceName) -> Resource {
+        let namespace = ["n", "m", "o"][self.rng.usize(..3)];
+        let (own, to) = (namespace == "n", format!("name: {}, namespace: n", service.name()));
+        let (kind, spec) = match self.rng.u8(..4) {
+            0 => ("HTTPRoute", format!("{{parentRefs: [{{{to}}}]}}")),
+            1 => ("TrafficPolicy", format!("{{targetRefs: [{{kind: Service, {to}}}]}}")),
+            2 => (
+                "TrafficPolicy",
+                format!("{{targetRefs: [{{kind: HTTPRoute, name: r{}}}]}}", self.rng.u8(..3)),
+            ),
+            _ if own && self.rng.bool() => {
+                ("AuthorizationPolicy", format!("{{targetRefs: [{{kind: Service, {to}}}]}}"))
+            }
+            _ => ("AuthorizationPolicy", "{}".to_owned()),
+        };
+        let spec = match kind {
+            "TrafficPolicy" => {
+                spec.replace("]}", &format!("], retries: {{attempts: {}}}}}", self.rng.u8(..3)))
+            }
+            _ => spec,
+        };
+        let api = if kind == "HTTPRoute" { GATEWAY_API_VERSION } else { API_VERSION };
+        let (name, text) = (format!("r{}", self.rng.u8(..3)), "mesh.yaml");
+        let yaml = format!(
+            "apiVersion: {api}\nkind: {kind}\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n"
+        );
+        parse_yaml(text.as_ref(), &yaml).unwrap().remove(0)
+    }
+
     fn workload(&mut self, id: &str, name: &ServiceName) -> WorkloadRow {
         let served = |rng: &mut Rng, number| ServedRow {
             service: name.to_string(),
@@ -152,6 +208,7 @@ impl World {
             zone: String::new(),
             address: [127, 0, 0, self.rng.u8(1..4)].into(),
             mesh_port: 1,
+            weight: self.rng.u16(..3),
             ports,
         }
     }
@@ -174,13 +231,70 @@ fn truth(state: &State, sidecar: &Sidecar) -> Services {
     sidecar.subscribed.iter().map(one).collect()
 }
 
+/// What governs the services a sidecar calls or serves, worked out anew from the rows.
+fn governing_truth(world: &World, sidecar: &Sidecar) -> Policies {
+    let resources: Vec<_> = world
+        .entries
+        .values()
+        .filter(|entry| entry.key.starts_with("resource/"))
+        .map(|entry| (Resource::from_json(std::str::from_utf8(&entry.value).unwrap()).unwrap(), entry))
+        .collect();
+    let mut truth = Policies::new();
+    for name in sidecar.subscribed.iter().chain(&sidecar.serves) {
+        let on = |resource: &Resource, seeks: &dyn Fn(&Attachment) -> bool| {
+            resource.attachments().iter().any(seeks)
+        };
+        let on_service = |resource: &Resource| {
+            on(resource, &|a| matches!(a, Attachment::Service { name: to, .. } if to == name))
+        };
+        let visible = |resource: &Resource| match resource {
+            Resource::AuthorizationPolicy { .. } => sidecar.serves.contains(name),
+            _ => resource.namespace() == name.namespace() || resource.namespace() == sidecar.namespace,
+        };
+        let on_route = |resource: &Resource| {
+            resources.iter().any(|(route, _)| {
+                on_service(route)
+                    && on(resource, &|a| match a {
+                        Attachment::Route { kind, namespace, name, .. } => {
+                            (kind.as_str(), namespace.as_str(), name.as_str())
+                                == (route.kind(), route.namespace(), route.name())
+                        }
+                        _ => false,
+                    })
+            })
+        };
+        let everywhere = |resource: &Resource| {
+            on(resource, &|a| matches!(a, Attachment::Namespace(of) if of == name.namespace()))
+        };
+        let mut set: Vec<_> = resources
+            .iter()
+            .filter(|(r, _)| visible(r) && (on_service(r) || on_route(r) || everywhere(r)))
+            .map(|(resource, entry)| v1::Resource {
+                kind: resource.kind().to_owned(),
+                namespace: resource.namespace().to_owned(),
+                name: resource.name().to_owned(),
+                json: resource.to_json(),
+                revision: entry.revision,
+            })
+            .collect();
+        set.sort_by_key(|r| (r.kind.clone(), r.namespace.clone(), r.name.clone()));
+        if !set.is_empty() {
+            truth.insert(name.to_string(), set);
+        }
+    }
+    truth
+}
+
 fn round(seed: u64) {
     let mut world =
         World { rng: Rng::with_seed(seed), revision: 0, entries: BTreeMap::new(), history: Vec::new() };
     let mut fold = Fold::new("store");
     let mut hub = hub(&fold);
     let mut published = 0;
-    let mut sidecar = Sidecar::default();
+    let mut sidecar = Sidecar { namespace: ["n", "m"][world.rng.usize(..2)], ..Sidecar::default() };
+    if sidecar.namespace == "n" && world.rng.bool() {
+        sidecar.serves = vec![service(0), service(1)];
+    }
     let mut stream = Stream::open(&hub, &mut sidecar);
     for _ in 0..world.rng.usize(20..200) {
         match world.rng.u8(..20) {
@@ -209,9 +323,15 @@ fn round(seed: u64) {
                 stream.view.forget(&name);
                 sidecar.subscribed.remove(&name);
                 sidecar.held.remove(name.as_str());
+                if !sidecar.serves.contains(&name) {
+                    sidecar.policies.remove(name.as_str());
+                }
                 // What is on the wire about it reaches a sidecar that no longer asks for it.
                 for update in &mut stream.wire {
-                    update.changes.retain(|change| about(change) != Some(name.as_str()));
+                    update.changes.retain(|change| match &change.change {
+                        Some(Kind::Policies(_)) if sidecar.serves.contains(&name) => true,
+                        _ => about(change) != Some(name.as_str()),
+                    });
                 }
             }
             18 => {
@@ -238,6 +358,7 @@ fn round(seed: u64) {
         sidecar.apply(update);
     }
     assert_eq!(sidecar.held, truth(fold.state(), &sidecar), "seed {seed}");
+    assert_eq!(sidecar.policies, governing_truth(&world, &sidecar), "seed {seed}");
     assert_eq!(hub.in_flight(stream.id), 0, "seed {seed}");
     // Folding step by step and reading everything at once agree.
     let mut fresh = Fold::new("store");
@@ -250,6 +371,7 @@ fn about(change: &v1::Change) -> Option<&str> {
         Kind::Service(service) => Some(&service.name),
         Kind::Delta(delta) => Some(&delta.name),
         Kind::Unknown(name) => Some(name),
+        Kind::Policies(set) => Some(&set.service),
         Kind::Mesh(_) => None,
     }
 }
@@ -316,6 +438,7 @@ fn a_refused_service_is_sent_whole_the_next_time() {
         zone: String::new(),
         address: [127, 0, 0, 1].into(),
         mesh_port: 1,
+        weight: 0,
         ports: vec![ServedRow { service: "s0.n".into(), port: port(1), target_port: 1, healthy: true }],
     };
     let key: Arc<str> = workload_key("n", "w").into();
@@ -346,7 +469,10 @@ async fn a_wait_ends_when_every_subscriber_has_it_or_is_gone() {
     let reach = hub.reached(1, &[service(0)], long).await;
     assert_eq!((reach.subscribers, reach.acknowledged), (1, 1));
     drop(fold);
-    assert_eq!(Changed::default(), Changed { services: BTreeSet::new(), mesh: false });
+    assert_eq!(
+        Changed::default(),
+        Changed { services: BTreeSet::new(), policies: BTreeSet::new(), mesh: false }
+    );
 }
 
 #[test]

@@ -258,7 +258,16 @@ impl Sidecar {
         let mut answers = soon("watch", client.watch(ReceiverStream::new(stream))).await?.into_inner();
         let first = soon("welcome", answers.message()).await?.and_then(|first| first.message);
         let Some(Told::Welcome(welcome)) = first else { panic!("no welcome: {first:?}") };
-        Ok(Watcher { requests, answers, welcome, held: BTreeMap::new(), cursor: Vec::new(), sampling: None })
+        Ok(Watcher {
+            requests,
+            answers,
+            welcome,
+            held: BTreeMap::new(),
+            policies: BTreeMap::new(),
+            cursor: Vec::new(),
+            sampling: None,
+            defaults: String::new(),
+        })
     }
 }
 
@@ -280,8 +289,11 @@ pub(crate) struct Watcher {
     pub(crate) welcome: v1::Welcome,
     /// None: told that it does not exist.
     pub(crate) held: BTreeMap<String, Option<v1::Service>>,
+    /// What governs a service, as last told.
+    pub(crate) policies: BTreeMap<String, Vec<v1::Resource>>,
     pub(crate) cursor: Vec<u8>,
     pub(crate) sampling: Option<f64>,
+    pub(crate) defaults: String,
 }
 
 impl Watcher {
@@ -318,7 +330,11 @@ impl Watcher {
             match change.change.clone().unwrap() {
                 Kind::Service(service) => _ = self.held.insert(service.name.clone(), Some(service)),
                 Kind::Unknown(name) => _ = self.held.insert(name, None),
-                Kind::Mesh(mesh) => self.sampling = Some(mesh.trace_sampling_ratio),
+                Kind::Mesh(mesh) => {
+                    self.sampling = Some(mesh.trace_sampling_ratio);
+                    self.defaults = mesh.traffic_defaults;
+                }
+                Kind::Policies(set) => _ = self.policies.insert(set.service, set.resources),
                 Kind::Delta(delta) => {
                     let service = self.held.get_mut(&delta.name).unwrap().as_mut().unwrap();
                     let key = |e: &v1::Endpoint| (e.workload.clone(), e.port);
@@ -339,6 +355,19 @@ impl Watcher {
         while !self.held.get(name).is_some_and(|held| wanted(held.as_ref())) {
             self.update().await;
         }
+    }
+
+    /// Applies updates until a service is governed by these, each `<kind>/<namespace>/<name>`.
+    pub(crate) async fn governed_by(&mut self, service: &str, wanted: &[&str]) {
+        while self.governing(service).as_deref().is_none_or(|held| held != wanted) {
+            self.update().await;
+        }
+    }
+
+    /// What a service is governed by, if anything was told.
+    pub(crate) fn governing(&self, service: &str) -> Option<Vec<String>> {
+        let place = |r: &v1::Resource| format!("{}/{}/{}", r.kind, r.namespace, r.name);
+        self.policies.get(service).map(|set| set.iter().map(place).collect())
     }
 
     pub(crate) fn workloads(&self, name: &str) -> Vec<String> {

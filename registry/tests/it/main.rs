@@ -7,6 +7,7 @@ mod crowd;
 mod harness;
 mod http;
 mod identity;
+mod policies;
 mod process;
 mod registration;
 mod startup;
