@@ -10,8 +10,7 @@ use std::collections::HashSet;
 
 use outrigger_common::name::ServiceName;
 
-use crate::resource::policy::{Retries, TargetRef, Timeouts, TrafficPolicySpec};
-use crate::resource::route::HttpRouteRule;
+use crate::resource::policy::{TargetRef, TrafficPolicySpec};
 use crate::resource::{Resource, ResourceName};
 
 /// Origin of the mesh's defaults in [`layers_for`].
@@ -145,8 +144,8 @@ fn rule_facts(
     match found {
         Some(Resource::HttpRoute { spec, .. }) => {
             let Some(said) = spec.rules.get(rule.index) else { return (None, None) };
-            let layer = layer_of(said).map(|spec| (origin_of(rule, said.name.as_deref()), spec));
-            (said.name.clone(), layer)
+            let spec = Some(said.policy()).filter(|spec| *spec != TrafficPolicySpec::default());
+            (said.name.clone(), spec.map(|spec| (origin_of(rule, said.name.as_deref()), spec)))
         }
         Some(Resource::GrpcRoute { spec, .. }) => {
             (spec.rules.get(rule.index).and_then(|rule| rule.name.clone()), None)
@@ -158,22 +157,6 @@ fn rule_facts(
 fn origin_of(rule: RuleRef<'_>, name: Option<&str>) -> String {
     let place = name.map_or_else(|| rule.index.to_string(), ToOwned::to_owned);
     format!("{} {}/{} rule {place}", rule.kind, rule.route.namespace, rule.route.name)
-}
-
-fn layer_of(rule: &HttpRouteRule) -> Option<TrafficPolicySpec> {
-    let timeouts = rule.timeouts.as_ref().map(|said| Timeouts {
-        request: said.request,
-        per_try: said.backend_request,
-        ..Timeouts::default()
-    });
-    let retries = rule.retry.as_ref().map(|said| Retries {
-        attempts: said.attempts,
-        statuses: (!said.codes.is_empty()).then(|| said.codes.clone()),
-        backoff_base: said.backoff,
-        ..Retries::default()
-    });
-    let spec = TrafficPolicySpec { timeouts, retries, ..TrafficPolicySpec::default() };
-    (spec != TrafficPolicySpec::default()).then_some(spec)
 }
 
 #[cfg(test)]
