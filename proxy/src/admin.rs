@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE};
@@ -43,7 +43,7 @@ impl Admin {
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept on the admin port; trying again");
-                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                    tokio::time::sleep(Duration::from_millis(50)).await;
                     continue;
                 }
             };
@@ -112,7 +112,7 @@ impl Admin {
             .services()
             .flat_map(|service| service.ports())
             .flat_map(|(_, port)| &port.endpoints)
-            .filter(|endpoint| endpoint.state().ejection.ejected(now))
+            .filter(|endpoint| endpoint.state().ejected(now))
             .count();
         metrics.breaker_open.set(i64::try_from(ejected).unwrap_or(i64::MAX));
         let mut answer = text(StatusCode::OK, &metrics.text());
@@ -197,9 +197,9 @@ fn endpoints(shared: &Shared) -> Value {
                         "address": endpoint.address.to_string(),
                         "identity": endpoint.identity.to_string(),
                         "healthy": endpoint.healthy(),
-                        "ejected": endpoint.state().ejection.ejected(now),
-                        "latency_ms": endpoint.state().load.seconds(now) * 1000.0,
-                        "in_flight": endpoint.state().load.in_flight(),
+                        "ejected": endpoint.state().ejected(now),
+                        "latency_ms": endpoint.state().look(now, Duration::ZERO).seconds.unwrap_or_default() * 1000.0,
+                        "in_flight": endpoint.state().in_flight(),
                         "connections": endpoint.connections(),
                     })
                 })

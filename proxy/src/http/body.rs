@@ -83,14 +83,14 @@ pub trait HasState: Send + Sync + std::fmt::Debug {
 impl InFlight {
     /// Begins to count.
     pub fn begin(endpoint: Arc<dyn HasState>) -> Self {
-        endpoint.endpoint_state().load.begin();
+        endpoint.endpoint_state().begin();
         Self(endpoint)
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.endpoint_state().load.end();
+        self.0.endpoint_state().end();
     }
 }
 

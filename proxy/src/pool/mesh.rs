@@ -128,6 +128,10 @@ impl Candidate for Endpoint {
     fn healthy(&self) -> bool {
         self.healthy.load(Ordering::Relaxed)
     }
+
+    fn key(&self) -> &str {
+        &self.workload
+    }
 }
 
 impl HasState for Endpoint {
