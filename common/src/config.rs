@@ -134,31 +134,11 @@ impl Origin {
         ConfigError { place: format!("{file}:{line}"), message }
     }
 
-    /// Line of a dotted key such as `spec.ports[1].port`: each part is looked for from the line of
-    /// the one before, and after `[n]` its n-th repetition counts.
+    /// Line of a dotted key such as `spec.ports[1].port`, or of the innermost part of it that the file
+    /// has.
     fn line_of(&self, key: &str) -> Option<u64> {
-        let (mut found, mut skip) = (None, 0);
-        let mut lines = self.text.lines().zip(1u64..).peekable();
-        for part in key.split('.') {
-            let (part, index) = part.split_once('[').unwrap_or((part, "0]"));
-            let mut hits = lines.clone().filter(|(line, _)| has_key(line, part)).map(|(_, number)| number);
-            let Some(number) = hits.nth(skip) else { break };
-            found = Some(number);
-            skip = index.trim_end_matches(']').parse().unwrap_or(0);
-            while lines.peek().is_some_and(|(_, at)| *at < number) {
-                lines.next();
-            }
-        }
-        found
+        place::line_of(&self.text, key)
     }
-}
-
-/// Whether a line of YAML sets `key`, in block or flow form.
-fn has_key(line: &str, key: &str) -> bool {
-    line.match_indices(key).any(|(at, _)| {
-        let before = line[..at].trim_end().bytes().last();
-        before.is_none_or(|b| b"-{,".contains(&b)) && line[at + key.len()..].trim_start().starts_with(':')
-    })
 }
 
 /// The key whose value starts at or after the end of `before`, the front part of a line.
@@ -301,5 +281,6 @@ pub fn format_duration(duration: Duration) -> String {
     }
 }
 
+mod place;
 #[cfg(test)]
 mod tests;

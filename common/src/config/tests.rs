@@ -110,3 +110,42 @@ fn durations_and_sizes_have_units() {
         assert_eq!(format_duration(parse_duration(text).unwrap()), text);
     }
 }
+
+#[test]
+fn places_are_those_the_parser_sees() {
+    let text = "\
+# rules: [{}]
+spec:
+  'rules':
+    - name: matches
+    - matches:
+        - headers: [{name: a}, {name: b,
+            value: c}]
+        -
+          path: /x
+      ports: [80,
+        90]
+    - &last {name: z}
+  text: |
+    rules: x
+---
+";
+    for (key, line) in [
+        ("spec", Some(2)),
+        ("spec.rules", Some(3)),
+        ("spec.rules[0].matches", Some(4)),
+        ("spec.rules[1].matches[0].headers[1].name", Some(6)),
+        ("spec.rules[1].matches[0].headers[1].value", Some(7)),
+        ("spec.rules[1].matches[1]", Some(9)),
+        ("spec.rules[1].matches[1].path", Some(9)),
+        ("spec.rules[1].matches[1].path.value", Some(9)),
+        ("spec.rules[1].ports[0]", Some(10)),
+        ("spec.rules[1].ports[1]", Some(11)),
+        ("spec.rules[2].port", Some(12)),
+        ("spec.rules[3].port", Some(3)),
+        ("spec.other", Some(2)),
+        ("other", None),
+    ] {
+        assert_eq!(place::line_of(text, key), line, "{key}");
+    }
+}
