@@ -4,7 +4,9 @@
 
 pub mod attachment;
 pub mod authorization;
+mod check;
 mod effective;
+pub mod fields;
 mod pattern;
 pub mod policy;
 pub mod route;
@@ -294,12 +296,26 @@ pub(crate) fn from_origin(origin: &Origin) -> Result<Resource, ConfigError> {
     match kind {
         "Service" => service(origin),
         "MeshConfig" => mesh_config(origin),
-        "TrafficPolicy" => named(origin).map(|(name, spec)| Resource::TrafficPolicy { name, spec }),
-        "AuthorizationPolicy" => {
-            named(origin).map(|(name, spec)| Resource::AuthorizationPolicy { name, spec })
+        "TrafficPolicy" => {
+            let (name, spec) = named(origin, kind)?;
+            check::traffic_policy(&name, &spec).map_err(|fault| fault.at(origin, "spec"))?;
+            Ok(Resource::TrafficPolicy { name, spec })
         }
-        "HTTPRoute" => named(origin).map(|(name, spec)| Resource::HttpRoute { name, spec }),
-        _ => named(origin).map(|(name, spec)| Resource::GrpcRoute { name, spec }),
+        "AuthorizationPolicy" => {
+            let (name, spec) = named(origin, kind)?;
+            check::authorization(&name, &spec).map_err(|fault| fault.at(origin, "spec"))?;
+            Ok(Resource::AuthorizationPolicy { name, spec })
+        }
+        "HTTPRoute" => {
+            let (name, spec) = named(origin, kind)?;
+            check::http_route(&spec).map_err(|fault| fault.at(origin, "spec"))?;
+            Ok(Resource::HttpRoute { name, spec })
+        }
+        _ => {
+            let (name, spec) = named(origin, kind)?;
+            check::grpc_route(&spec).map_err(|fault| fault.at(origin, "spec"))?;
+            Ok(Resource::GrpcRoute { name, spec })
+        }
     }
 }
 
@@ -314,24 +330,42 @@ fn api_version_of(kind: &str) -> Option<&'static str> {
     }
 }
 
-fn named<Spec: serde::de::DeserializeOwned>(origin: &Origin) -> Result<(ResourceName, Spec), ConfigError> {
-    let document: Document<Spec> = document(origin)?;
+fn named<Spec: serde::de::DeserializeOwned>(
+    origin: &Origin,
+    kind: &str,
+) -> Result<(ResourceName, Spec), ConfigError> {
+    let document: Document<Spec> = document(origin, kind)?;
     let namespace = document.metadata.namespace.unwrap_or_else(|| "default".to_owned());
     check_label(&namespace).map_err(|e| origin.error("metadata.namespace", e))?;
+    check::subdomain(&document.metadata.name).map_err(|e| origin.error("metadata.name", e))?;
     Ok((ResourceName { namespace, name: document.metadata.name }, document.spec))
 }
 
-fn document<Spec: serde::de::DeserializeOwned>(origin: &Origin) -> Result<Document<Spec>, ConfigError> {
-    origin.load().map_err(|mut error: ConfigError| {
-        if error.message.contains("unknown field") || error.message.contains("unknown variant") {
-            error.message.push_str(&format!(" ({NOT_SUPPORTED})"));
-        }
-        error
-    })
+fn document<Spec: serde::de::DeserializeOwned>(
+    origin: &Origin,
+    kind: &str,
+) -> Result<Document<Spec>, ConfigError> {
+    origin.load().map_err(|error| explained(error, kind))
+}
+
+/// The parser's words and what they lack: that an unknown name may be known elsewhere, and which
+/// values a known one takes.
+fn explained(mut error: ConfigError, kind: &str) -> ConfigError {
+    if error.message.contains("`hostnames`") {
+        error.message.push_str("; routes of a mesh are found by the Service they are attached to");
+    }
+    if error.message.contains("unknown field") || error.message.contains("unknown variant") {
+        error.message.push_str(&format!(" ({NOT_SUPPORTED})"));
+    } else if let Some((key, _)) = error.message.split_once(": ")
+        && let Some(range) = fields::range_of(kind, key)
+    {
+        error.message.push_str(&format!("; use {range}"));
+    }
+    error
 }
 
 fn service(origin: &Origin) -> Result<Resource, ConfigError> {
-    let document: Document<ServiceSpec> = document(origin)?;
+    let document: Document<ServiceSpec> = document(origin, "Service")?;
     let namespace = document.metadata.namespace.as_deref().unwrap_or("default");
     check_label(namespace).map_err(|e| origin.error("metadata.namespace", e))?;
     let name =
@@ -359,7 +393,7 @@ fn service(origin: &Origin) -> Result<Resource, ConfigError> {
 }
 
 fn mesh_config(origin: &Origin) -> Result<Resource, ConfigError> {
-    let document: Document<MeshConfigSpec> = document(origin)?;
+    let document: Document<MeshConfigSpec> = document(origin, "MeshConfig")?;
     if document.metadata.name != MESH_CONFIG_NAME {
         return Err(origin.error(
             "metadata.name",
@@ -377,6 +411,9 @@ fn mesh_config(origin: &Origin) -> Result<Resource, ConfigError> {
         return Err(
             origin.error("spec.tracing.samplingRatio", format!("{ratio} is out of range; use 0 to 1"))
         );
+    }
+    if let Some(spec) = &document.spec.defaults {
+        check::defaults(spec).map_err(|fault| fault.at(origin, "spec.defaults"))?;
     }
     Ok(Resource::MeshConfig { spec: document.spec })
 }

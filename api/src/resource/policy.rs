@@ -392,5 +392,7 @@ pub fn defaults_from_json(json: &str) -> Result<TrafficPolicySpec, ConfigError> 
     }
     let text = format!("{{\"defaults\": {json}}}");
     let origin = Origin::new(Some("MeshConfig".into()), text, Vec::new(), &[]);
-    Ok(origin.load::<Defaults>()?.defaults)
+    let found: Defaults = origin.load().map_err(|error| super::explained(error, "MeshConfig"))?;
+    super::check::defaults(&found.defaults).map_err(|fault| fault.at(&origin, "defaults"))?;
+    Ok(found.defaults)
 }

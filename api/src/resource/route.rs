@@ -3,7 +3,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use self::raw::{RawFilter, RawPathModifier};
 use super::value::Span;
+
+mod raw;
 
 /// What an `HTTPRoute` says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -160,39 +163,35 @@ pub enum ValueMatchKind {
     RegularExpression,
 }
 
-/// A change of the request or response. `type` says which of the others there is.
+/// A change of the request or response.
+///
+/// In YAML `type` names it, and the key of the same name in camel case says what it is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "type", deny_unknown_fields)]
+#[serde(try_from = "RawFilter", into = "RawFilter")]
 pub enum HttpRouteFilter {
     /// Headers of the request.
     RequestHeaderModifier {
         /// Which.
-        #[serde(rename = "requestHeaderModifier")]
         modifier: HeaderModifier,
     },
     /// Headers of the response.
     ResponseHeaderModifier {
         /// Which.
-        #[serde(rename = "responseHeaderModifier")]
         modifier: HeaderModifier,
     },
     /// A redirect instead of a backend.
     RequestRedirect {
         /// Where to.
-        #[serde(rename = "requestRedirect")]
         redirect: RequestRedirect,
     },
-    /// Another host or path for the backend.
-    #[serde(rename = "URLRewrite")]
+    /// Another host or path for the backend: `URLRewrite`.
     UrlRewrite {
         /// Which.
-        #[serde(rename = "urlRewrite")]
         rewrite: UrlRewrite,
     },
     /// A copy of the request elsewhere, whose answer nobody waits for.
     RequestMirror {
         /// Where to.
-        #[serde(rename = "requestMirror")]
         mirror: RequestMirror,
     },
 }
@@ -257,18 +256,16 @@ pub struct UrlRewrite {
 
 /// Another path.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "type", deny_unknown_fields)]
+#[serde(try_from = "RawPathModifier", into = "RawPathModifier")]
 pub enum PathModifier {
     /// All of it.
     ReplaceFullPath {
         /// The new path.
-        #[serde(rename = "replaceFullPath")]
         value: String,
     },
     /// What a `PathPrefix` matched.
     ReplacePrefixMatch {
         /// In its place.
-        #[serde(rename = "replacePrefixMatch")]
         value: String,
     },
 }
