@@ -13,3 +13,4 @@
 pub mod authz;
 pub mod budget;
 pub mod limit;
+pub mod rate;
