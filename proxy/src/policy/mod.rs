@@ -12,5 +12,7 @@
 
 pub mod authz;
 pub mod budget;
+pub mod deadline;
+pub mod inherited;
 pub mod limit;
 pub mod rate;
