@@ -11,6 +11,7 @@
 //! ```
 
 pub mod authz;
+pub mod backoff;
 pub mod budget;
 pub mod deadline;
 pub mod inherited;
