@@ -14,6 +14,7 @@ pub mod authz;
 pub mod backoff;
 pub mod budget;
 pub mod deadline;
+pub mod hedge;
 pub mod inherited;
 pub mod limit;
 pub mod rate;
