@@ -5,6 +5,7 @@ use crate::document::parse_yaml;
 
 mod attachment;
 mod authorization;
+mod documents;
 mod effective;
 mod fields;
 mod policy;
