@@ -28,6 +28,7 @@ use crate::control::register::Registrar;
 use crate::control::status::Status;
 use crate::control::watch::Watch;
 use crate::inbound::served::ServedPorts;
+use crate::pool::connector::{Connector, Limits};
 use crate::shared::{Caller, OwnAddresses, Shared};
 use crate::telemetry::environment::Environment;
 use crate::telemetry::metrics::Metrics;
@@ -103,17 +104,29 @@ impl Proxy {
         let (sink, spans) = spans::queue(&telemetry, metrics.clone());
         let (directory, wanted) = Directory::new();
         let drains = Drains::default();
+        let tasks = Tasks::on(data.handle().clone());
+        let tls = Arc::new(ArcSwapOption::empty());
+        let connector = Connector {
+            tls: tls.clone(),
+            metrics: metrics.clone(),
+            tasks: tasks.clone(),
+            header_bytes: config.limits.header_bytes,
+            max_age: config.pool.max_age,
+        };
+        let limits = Limits::unbounded(config.timeouts.connect, config.pool.idle_timeout);
         let shared = Arc::new(Shared {
             own,
             directory,
-            tls: ArcSwapOption::empty(),
+            tls,
+            connector,
+            limits,
             svid: Arc::new(ArcSwapOption::empty()),
             caller: OnceLock::new(),
             served: OnceLock::new(),
             metrics,
             spans: sink,
             telemetry,
-            tasks: Tasks::on(data.handle().clone()),
+            tasks,
             connections: Tasks::on(data.handle().clone()),
             inbound_drain: drains.inbound.listen(),
             outbound_drain: drains.outbound.listen(),

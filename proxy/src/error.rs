@@ -78,6 +78,16 @@ pub enum ProxyError {
     /// The HTTP library gave the request back unsent.
     #[error("the connection to {0} closed before the request was sent")]
     Unsent(SocketAddr),
+    /// The peer said that it did not and will not look at the request: REFUSED_STREAM, or GOAWAY below
+    /// its stream.
+    #[error("{address} refused the request before looking at it")]
+    Refused {
+        /// The endpoint's sidecar.
+        address: SocketAddr,
+        /// What HTTP said.
+        #[source]
+        source: hyper::Error,
+    },
     /// The peer refused our certificate before any application data.
     #[error("{0} refused this sidecar's certificate")]
     CertificateRefused(SocketAddr),
@@ -116,6 +126,15 @@ pub enum ProxyError {
     /// The application's connections close before they take a request.
     #[error("the application at {0} closes connections before taking a request")]
     AppUnsent(SocketAddr),
+    /// The application said that it did not and will not look at the request.
+    #[error("the application at {address} refused the request before looking at it")]
+    AppRefused {
+        /// The application.
+        address: SocketAddr,
+        /// What HTTP said.
+        #[source]
+        source: hyper::Error,
+    },
     /// The application broke the connection.
     #[error("the application at {address} broke the connection before the response head")]
     AppReset {
@@ -213,13 +232,13 @@ impl ProxyError {
             Self::Connect { .. } => Reason::ConnectFailed,
             Self::Tls { .. } | Self::CertificateRefused(_) => Reason::TlsFailed,
             Self::Identity { .. } => Reason::IdentityMismatch,
-            Self::Unsent(_) | Self::Reset { .. } => Reason::UpstreamReset,
+            Self::Unsent(_) | Self::Refused { .. } | Self::Reset { .. } => Reason::UpstreamReset,
             Self::RequestTimeout(_) => Reason::RequestTimeout,
             Self::IdleTimeout(_) => Reason::IdleTimeout,
             Self::ClientClosed => Reason::ClientClosed,
             Self::NotServed(_) => Reason::NotServed,
             Self::AppUnreachable { .. } => Reason::AppUnreachable,
-            Self::AppUnsent(_) | Self::AppReset { .. } => Reason::AppReset,
+            Self::AppUnsent(_) | Self::AppRefused { .. } | Self::AppReset { .. } => Reason::AppReset,
             Self::AppTimeout(_) => Reason::AppTimeout,
             Self::RouteNotFound(_) => Reason::RouteNotFound,
             Self::NoBackend(_) => Reason::NoBackend,
@@ -259,8 +278,10 @@ impl ProxyError {
             | Self::Identity { .. }
             | Self::CertificateRefused(_)
             | Self::Unsent(_)
+            | Self::Refused { .. }
             | Self::AppUnreachable { .. }
             | Self::AppUnsent(_)
+            | Self::AppRefused { .. }
             | Self::Overloaded(_)
             | Self::RetryRefused
             | Self::InFlightLimit { .. }
@@ -297,11 +318,13 @@ impl ProxyError {
             | Self::Tls { .. }
             | Self::Identity { .. }
             | Self::Unsent(_)
+            | Self::Refused { .. }
             | Self::CertificateRefused(_)
             | Self::Reset { .. }
             | Self::NotServed(_)
             | Self::AppUnreachable { .. }
             | Self::AppUnsent(_)
+            | Self::AppRefused { .. }
             | Self::AppReset { .. }
             | Self::Overloaded(_)
             | Self::RetryRefused
@@ -330,9 +353,11 @@ impl ProxyError {
             | Self::Identity { .. }
             | Self::CertificateRefused(_)
             | Self::Unsent(_)
+            | Self::Refused { .. }
             | Self::NotServed(_)
             | Self::AppUnreachable { .. }
             | Self::AppUnsent(_)
+            | Self::AppRefused { .. }
             | Self::Overloaded(_) => Delivery::Undelivered,
             // Most are about the request or the whole destination: another endpoint would say the
             // same, so whether it was delivered must not matter.
@@ -371,6 +396,8 @@ impl ProxyError {
             | Self::Unsent(_)
             | Self::Reset { stream_only: false, .. } => true,
             Self::Reset { stream_only: true, .. }
+            // A peer that drains says so, and one with too many streams.
+            | Self::Refused { .. }
             | Self::BadRequest(_)
             | Self::Loop(_)
             | Self::MethodNotSupported(_)
@@ -384,6 +411,7 @@ impl ProxyError {
             | Self::NotServed(_)
             | Self::AppUnreachable { .. }
             | Self::AppUnsent(_)
+            | Self::AppRefused { .. }
             | Self::AppReset { .. }
             | Self::AppTimeout(_)
             | Self::RouteNotFound(_)

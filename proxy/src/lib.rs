@@ -37,3 +37,4 @@ pub mod route;
 pub mod runtime;
 pub mod shared;
 pub mod telemetry;
+pub mod tls;

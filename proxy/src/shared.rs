@@ -7,18 +7,19 @@ use arc_swap::ArcSwapOption;
 use http::HeaderValue;
 use outrigger_common::drain::Drain;
 use outrigger_common::identity::SpiffeId;
-use outrigger_common::mtls::{self, ClientAuth, IdentityError, Svid};
+use outrigger_common::mtls::Svid;
 use outrigger_common::name::ServiceName;
 use outrigger_common::tasks::Tasks;
-use rustls::{ClientConfig, ServerConfig};
 
 use crate::config::Config;
 use crate::control::directory::Directory;
 use crate::control::snapshot::Snapshot;
 use crate::inbound::served::ServedPorts;
+use crate::pool::connector::{Connector, Limits};
 use crate::telemetry::environment::{Environment, Sampling};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::spans::SpanSink;
+use crate::tls::TlsConfigs;
 
 /// The one `Arc` every connection gets.
 #[derive(Debug)]
@@ -30,7 +31,11 @@ pub struct Shared {
     /// Services, as the registry tells of them.
     pub directory: Directory,
     /// TLS with the current certificate; none before the first.
-    pub tls: ArcSwapOption<TlsConfigs>,
+    pub tls: Arc<ArcSwapOption<TlsConfigs>>,
+    /// What connecting to other sidecars needs.
+    pub connector: Connector,
+    /// Limits towards destinations of which no policy speaks.
+    pub limits: Limits,
     /// The current identity; none before the first.
     pub svid: Arc<ArcSwapOption<Svid>>,
     /// Who this workload is; set with the first certificate, and the same from then on.
@@ -88,28 +93,6 @@ impl OwnAddresses {
     /// Whether an address of this machine with `port` is one of the sidecar's own.
     pub fn has_port(&self, port: u16) -> bool {
         [self.outbound, self.mesh, self.admin].iter().any(|own| own.port() == port)
-    }
-}
-
-/// TLS configurations made of one certificate.
-#[derive(Debug)]
-pub struct TlsConfigs {
-    /// Towards other sidecars.
-    pub client: Arc<ClientConfig>,
-    /// For other sidecars.
-    pub server: Arc<ServerConfig>,
-}
-
-impl TlsConfigs {
-    /// Builds both sides.
-    ///
-    /// # Errors
-    /// When the identity cannot be used for TLS.
-    pub fn new(svid: &Svid) -> Result<Self, IdentityError> {
-        Ok(Self {
-            client: mtls::client_config(svid, &[b"h2"])?,
-            server: mtls::server_config(svid, ClientAuth::Required, &[b"h2", b"http/1.1"])?,
-        })
     }
 }
 

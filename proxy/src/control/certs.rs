@@ -14,7 +14,8 @@ use tonic::{Code, Status};
 
 use super::link::Link;
 use super::status::Status as Standing;
-use crate::shared::{Shared, TlsConfigs};
+use crate::shared::Shared;
+use crate::tls::TlsConfigs;
 
 /// Longest call for a certificate.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);

@@ -17,7 +17,9 @@ use crate::error::{ProxyError, cause};
 use crate::http::body::{Body, ResponseBody};
 use crate::http::headers;
 use crate::http::replay::{Failed, Replay};
-use crate::pool::Lease;
+use crate::pool::app::{Evidence, Verdict};
+use crate::pool::connector::Reuse;
+use crate::pool::{self, Lease};
 use crate::respond;
 use crate::route::DEFAULT_ROUTE;
 use crate::shared::Shared;
@@ -118,7 +120,7 @@ async fn exchange(
     };
     let exchange = async {
         match version {
-            Version::HTTP_2 => over_h2(port, h2_request(head, body)).await,
+            Version::HTTP_2 => over_h2(port, h2_request(head, body), replay).await,
             _ => over_h1(port, h1_request(head, body)?, replay).await,
         }
     };
@@ -177,51 +179,98 @@ async fn over_h1(
     replay: Option<&Replay>,
 ) -> Result<Exchanged, ProxyError> {
     let address = port.app.address();
+    let repeatable = headers::repeatable(&request);
+    let mut again = false;
     loop {
-        let (mut sender, reused) = match port.app.reuse().await {
-            Some(sender) => (sender, true),
+        let kept = if again { None } else { port.app.reuse(Reuse::of(repeatable)).await };
+        let (mut connection, reused) = match kept {
+            Some(connection) => (connection, true),
             None => (port.app.connect().await?, false),
         };
+        let copy = (reused && repeatable).then(|| copy(&request, replay)).flatten();
         let handed = Instant::now();
-        match sender.try_send_request(request).await {
+        let failed = match connection.send(request).await {
             Ok(response) => {
-                return Ok((
-                    response,
-                    Lease::Http1 { pool: port.app.clone(), sender, request: replay.cloned() },
-                    handed,
-                ));
+                let lease = Lease::Http1 { pool: port.app.clone(), connection, request: replay.cloned() };
+                return Ok((response, lease, handed));
             }
-            Err(mut failed) => match failed.take_message() {
-                // The application closed an idle connection as we reached for it.
-                Some(unsent) if reused => request = unsent,
-                Some(_) => return Err(ProxyError::AppUnsent(address)),
-                None => return Err(ProxyError::AppReset { address, source: failed.into_error() }),
-            },
+            Err(failed) => failed,
+        };
+        let evidence = Evidence {
+            unsent: failed.unsent.is_some(),
+            refused: false,
+            reused,
+            answered: failed.answered,
+            repeatable: copy.is_some(),
+        };
+        match (evidence.verdict(), failed.unsent.or(copy)) {
+            (Verdict::Again, Some(next)) => request = next,
+            (Verdict::Unsent, _) => return Err(ProxyError::AppUnsent(address)),
+            (Verdict::Again | Verdict::Refused | Verdict::Reset, _) => {
+                return Err(ProxyError::AppReset { address, source: failed.error });
+            }
         }
+        // A request that was sent goes out once more, and not on a connection that may be next to go.
+        again = !evidence.unsent;
     }
 }
 
-async fn over_h2(port: &ServedPort, mut request: Request<Body>) -> Result<Exchanged, ProxyError> {
+async fn over_h2(
+    port: &ServedPort,
+    mut request: Request<Body>,
+    replay: Option<&Replay>,
+) -> Result<Exchanged, ProxyError> {
     let address = port.app.address();
+    let repeatable = headers::repeatable(&request);
+    let mut again = false;
     loop {
-        let stream = port.app.stream().await?;
+        let reuse = if again { Reuse::Fresh(Duration::ZERO) } else { Reuse::of(repeatable) };
+        let stream = port.app.stream(reuse).await?;
         let reused = stream.connection().mark_used();
+        let copy = (reused && repeatable && !again).then(|| copy(&request, replay)).flatten();
         let handed = Instant::now();
-        match stream.connection().sender().try_send_request(request).await {
+        let mut failed = match stream.connection().sender().try_send_request(request).await {
             Ok(response) => return Ok((response, Lease::H2(stream), handed)),
-            Err(mut failed) => {
-                // One stream's end is no reason to give up the connection for the others.
-                if !cause::<h2::Error>(failed.error()).is_some_and(h2::Error::is_reset) {
-                    stream.connection().close();
-                }
-                match failed.take_message() {
-                    Some(unsent) if reused => request = unsent,
-                    Some(_) => return Err(ProxyError::AppUnsent(address)),
-                    None => return Err(ProxyError::AppReset { address, source: failed.into_error() }),
-                }
+            Err(failed) => failed,
+        };
+        // One stream's end is no reason to give up the connection for the others.
+        let stream_only = cause::<h2::Error>(failed.error()).is_some_and(h2::Error::is_reset);
+        if !stream_only {
+            stream.connection().close();
+        }
+        let unsent = failed.take_message();
+        let evidence = Evidence {
+            unsent: unsent.is_some(),
+            refused: pool::undelivered(failed.error()),
+            reused,
+            answered: stream_only,
+            repeatable: copy.is_some(),
+        };
+        match (evidence.verdict(), unsent.or(copy)) {
+            (Verdict::Again, Some(next)) => request = next,
+            (Verdict::Unsent, _) => return Err(ProxyError::AppUnsent(address)),
+            (Verdict::Refused, _) => {
+                return Err(ProxyError::AppRefused { address, source: failed.into_error() });
+            }
+            (Verdict::Again | Verdict::Reset, _) => {
+                return Err(ProxyError::AppReset { address, source: failed.into_error() });
             }
         }
+        again = !evidence.unsent;
     }
+}
+
+/// Another copy of a request without a body; a body is read once.
+fn copy(request: &Request<Body>, replay: Option<&Replay>) -> Option<Request<Body>> {
+    if replay.is_some() {
+        return None;
+    }
+    let mut copy = Request::new(Body::Empty);
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.version_mut() = request.version();
+    *copy.headers_mut() = request.headers().clone();
+    Some(copy)
 }
 
 /// Passes the response on with its processing time; the record is finished by its body.

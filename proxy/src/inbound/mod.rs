@@ -20,6 +20,7 @@ use tokio_rustls::server::TlsStream;
 
 use self::served::ServedPort;
 use crate::http::exec::Executor;
+use crate::pool::pulse;
 use crate::shared::Shared;
 use crate::telemetry::metrics::Direction;
 
@@ -63,6 +64,9 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream) {
     };
     shared.metrics.handshake(Direction::Inbound, "ok");
     let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    if h2 {
+        pulse::end_when_unacknowledged(stream.get_ref().0);
+    }
     let result =
         if h2 { serve_h2(&shared, stream, peer).await } else { serve_h1(&shared, stream, peer).await };
     if let Err(error) = result {

@@ -19,6 +19,8 @@ use crate::error::{Delivery, ProxyError, cause};
 use crate::http::body::{Body, InFlight};
 use crate::http::headers;
 use crate::http::replay::{Failed, Replay};
+use crate::pool;
+use crate::pool::connector::Reuse;
 use crate::pool::h2::StreamGuard;
 use crate::pool::mesh::Endpoint;
 use crate::reason::Reason;
@@ -236,7 +238,8 @@ async fn exchange(
     let mut request = Request::from_parts(head.clone(), body);
     loop {
         let queued = Instant::now();
-        let stream = endpoint.acquire(shared).await?;
+        let reuse = Reuse::of(headers::repeatable(&request));
+        let stream = endpoint.acquire(&shared.connector, &shared.limits, reuse).await?;
         target.edge.queue.observe(seconds(queued.elapsed()));
         let was_used = stream.connection().mark_used();
         let mut sender = stream.connection().sender();
@@ -265,6 +268,9 @@ async fn exchange(
             Some(_) => return Err(ProxyError::Unsent(address)),
             None if certificate_refused(failed.error()) => {
                 return Err(ProxyError::CertificateRefused(address));
+            }
+            None if pool::undelivered(failed.error()) => {
+                return Err(ProxyError::Refused { address, source: failed.into_error() });
             }
             None => return Err(ProxyError::Reset { address, stream_only, source: failed.into_error() }),
         }

@@ -1,51 +1,182 @@
-//! A set of HTTP/2 connections to one place: streams counted, ages bounded, idle ones closed.
+//! A set of HTTP/2 connections to one place: streams counted, idle, old and silent connections not
+//! picked.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
+use std::time::Duration;
 
 use hyper::client::conn::http2;
-use outrigger_common::tasks::Tasks;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
 
-use super::jittered;
+use super::connector::{Limits, Reuse};
+use super::pulse::Pulse;
+use crate::error::ProxyError;
 use crate::http::body::Body;
-use crate::http::exec::Executor;
+use crate::policy::limit::BoundPermit;
 
-/// Streams before another connection is opened; below hyper's default of 200 that a peer admits.
+/// Streams before another connection is opened, well below the 250 another sidecar admits: a request
+/// that fills the connection's window delays those beside it (linkerd2#2018, ztunnel#931).
 const STREAMS: usize = 100;
-/// Connections to one place.
+/// Connections to one place before they are filled up to what the peer admits.
 const CONNECTIONS: usize = 8;
-/// Flow-control windows: bodies of the usual size pass without waiting for an update.
-const STREAM_WINDOW: u32 = 256 << 10;
-const CONNECTION_WINDOW: u32 = 1 << 20;
+/// A peer that has not been heard for this long since it was asked something does not answer: it
+/// was sent a PING after 2 s at the latest ([`super::drive::PING_AFTER`]).
+const SILENCE: Duration = Duration::from_secs(3);
 
-/// How long connections live.
-#[derive(Debug, Clone, Copy)]
-pub struct Ages {
-    /// Without requests.
-    pub idle: Duration,
-    /// With requests, shortened at random.
-    pub max: Duration,
-}
+/// Idle connections are looked at no less often than this.
+const IDLE_LOOK: Duration = Duration::from_secs(30);
 
 /// One HTTP/2 connection.
 #[derive(Debug)]
 pub struct Connection {
     sender: http2::SendRequest<Body>,
-    streams: AtomicUsize,
-    /// Takes no new requests: too old, idle, or broken.
-    closed: AtomicBool,
-    last_used: Mutex<Instant>,
-    /// Has carried a request: a request it gives back unsent met a connection that had grown stale.
-    used: AtomicBool,
+    pulse: Arc<Pulse>,
+    state: Mutex<State>,
     /// Where it is kept, to be let go of when it closes.
     home: OnceLock<Weak<Mutex<Vec<Arc<Self>>>>>,
 }
 
+#[derive(Debug)]
+struct State {
+    /// Takes no new requests: too old, idle, silent, broken, or has had as many as it may.
+    closed: bool,
+    streams: usize,
+    /// Streams ever opened.
+    opened: u32,
+    /// When a stream was last opened or ended.
+    last_used: Instant,
+    /// Time without streams after which it closes.
+    idle: Duration,
+    /// The first request since the peer was last heard.
+    asked: Option<Instant>,
+    /// An attempt was given up for want of an answer.
+    suspected: Option<Instant>,
+    /// The peer is sent PINGs, so that silence means something.
+    pings: bool,
+    /// Has carried a request: a request it gives back unsent met a connection that had grown stale.
+    used: bool,
+    /// Its place among the connections of the destination.
+    permit: Option<BoundPermit>,
+}
+
+/// Whether a connection takes a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Room {
+    /// Gladly.
+    Free,
+    /// Rather another one, if one more may be opened.
+    Tight,
+    /// The peer admits no more streams.
+    Full,
+    /// Not this request: it has been idle, and the request may not be repeated.
+    Stale,
+    /// The peer has stopped answering.
+    Silent,
+    /// No request at all.
+    Closed,
+}
+
+/// Why a connection takes no new requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Closing {
+    /// It broke, or the peer said so.
+    Ended,
+    /// It has been idle.
+    Idle,
+    /// It is to be replaced for its age.
+    Old,
+}
+
+impl State {
+    fn new(pings: bool, now: Instant) -> Self {
+        Self {
+            pings,
+            closed: false,
+            streams: 0,
+            opened: 0,
+            last_used: now,
+            idle: Duration::MAX,
+            asked: None,
+            suspected: None,
+            used: false,
+            permit: None,
+        }
+    }
+
+    /// Whether the peer, last heard at `heard`, has stopped answering.
+    fn silent(&self, heard: Instant, now: Instant) -> bool {
+        let unanswered = |at: &Instant| *at >= heard;
+        let overdue = |at: &Instant| now - *at >= SILENCE;
+        self.suspected.as_ref().is_some_and(unanswered)
+            || (self.pings && self.asked.as_ref().is_some_and(|at| unanswered(at) && overdue(at)))
+    }
+
+    /// Whether another stream may be opened. Pure: the peer was heard at `heard` and admits `admitted`
+    /// streams.
+    fn room(&self, heard: Instant, admitted: usize, reuse: Reuse, now: Instant) -> Room {
+        if self.closed {
+            Room::Closed
+        } else if self.silent(heard, now) {
+            Room::Silent
+        } else if self.streams == 0 && !reuse.accepts(now - self.last_used) {
+            Room::Stale
+        } else if self.streams >= admitted {
+            Room::Full
+        } else if self.streams < STREAMS {
+            Room::Free
+        } else {
+            Room::Tight
+        }
+    }
+
+    fn opens(&mut self, heard: Instant, limits: &Limits, now: Instant) {
+        self.streams += 1;
+        self.opened = self.opened.saturating_add(1);
+        self.last_used = now;
+        self.idle = limits.idle;
+        if self.asked.is_none_or(|at| at < heard) {
+            self.asked = Some(now);
+        }
+        if limits.max_requests_per_connection.is_some_and(|most| self.opened >= most) {
+            self.closed = true;
+        }
+    }
+
+    fn close(&mut self, why: Closing) {
+        self.closed = true;
+        // What is replaced for its age must not keep its successor from being opened.
+        if self.streams == 0 || why == Closing::Old {
+            self.permit = None;
+        }
+    }
+
+    /// Whether it has been idle for too long, or else how long it may stay unwatched. A policy may
+    /// shorten the idle time meanwhile.
+    fn idle(&self, now: Instant) -> Result<(), Duration> {
+        let unused = if self.streams == 0 { now - self.last_used } else { Duration::ZERO };
+        match self.idle.checked_sub(unused) {
+            None | Some(Duration::ZERO) => Ok(()),
+            Some(left) => Err(left.min(IDLE_LOOK)),
+        }
+    }
+}
+
 impl Connection {
-    fn usable(&self) -> bool {
-        !self.closed.load(Ordering::Relaxed) && !self.sender.is_closed()
+    /// A connection whose `pulse` is kept by its byte stream; `pings`: a peer that stays silent is sent
+    /// PINGs.
+    pub(super) fn new(sender: http2::SendRequest<Body>, pulse: Arc<Pulse>, pings: bool) -> Self {
+        let state = Mutex::new(State::new(pings, Instant::now()));
+        Self { sender, pulse, state, home: OnceLock::new() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no holder of this lock panics")
+    }
+
+    fn room(&self, reuse: Reuse, now: Instant) -> Room {
+        if self.sender.is_closed() {
+            return Room::Closed;
+        }
+        self.state().room(self.pulse.heard(), self.pulse.streams(), reuse, now)
     }
 
     /// A handle to send one request with.
@@ -55,40 +186,89 @@ impl Connection {
 
     /// Whether it had carried a request before; says so from now on.
     pub fn mark_used(&self) -> bool {
-        self.used.swap(true, Ordering::Relaxed)
+        std::mem::replace(&mut self.state().used, true)
     }
 
-    /// No new requests: it broke, is idle or old. It ends with its last stream.
+    /// No new requests: it broke. It ends with its last stream.
     pub fn close(&self) {
-        self.closed.store(true, Ordering::Relaxed);
+        self.close_for(Closing::Ended);
+    }
+
+    pub(super) fn close_for(&self, why: Closing) {
+        self.state().close(why);
         if let Some(home) = self.home.get().and_then(Weak::upgrade) {
-            home.lock()
-                .expect("no holder of this lock panics")
-                .retain(|kept| !std::ptr::eq(kept.as_ref(), self));
+            lock(&home).retain(|kept| !std::ptr::eq(kept.as_ref(), self));
         }
+    }
+
+    /// Closes the connection if it has been idle for too long, else says when to look again.
+    pub(super) fn close_if_idle(&self, now: Instant) -> Option<Instant> {
+        let idle = self.state().idle(now);
+        match idle {
+            Ok(()) => {
+                self.close_for(Closing::Idle);
+                None
+            }
+            Err(left) => Some(now + left),
+        }
+    }
+
+    /// It has ended, and its place is free.
+    pub(super) fn ended(&self) {
+        self.close_for(Closing::Ended);
+        self.state().permit = None;
     }
 }
 
 /// Counts a stream until dropped.
 #[derive(Debug)]
-pub struct StreamGuard(Arc<Connection>);
+pub struct StreamGuard {
+    connection: Arc<Connection>,
+    opened: Instant,
+}
 
 impl StreamGuard {
-    fn open(connection: Arc<Connection>) -> Self {
-        connection.streams.fetch_add(1, Ordering::Relaxed);
-        Self(connection)
+    fn open(connection: Arc<Connection>, limits: &Limits, now: Instant) -> Self {
+        let heard = connection.pulse.heard();
+        connection.state().opens(heard, limits, now);
+        Self { connection, opened: now }
     }
 
     /// The connection.
     pub fn connection(&self) -> &Connection {
-        &self.0
+        &self.connection
+    }
+
+    /// An attempt on this stream was given up for want of an answer. If the peer has not been heard
+    /// since the stream was opened, nobody is sent this way until it is heard again: a slow application
+    /// is not a dead peer, and a peer that answers others, or a PING, lives. To be called before the
+    /// guard is dropped.
+    pub fn suspect(&self) {
+        if self.connection.pulse.heard() <= self.opened {
+            self.connection.state().suspected = Some(Instant::now());
+        }
     }
 }
 
 impl Drop for StreamGuard {
     fn drop(&mut self) {
-        *self.0.last_used.lock().expect("no holder of this lock panics") = Instant::now();
-        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+        let now = Instant::now();
+        let heard = self.connection.pulse.heard();
+        let mut state = self.connection.state();
+        state.last_used = now;
+        state.streams -= 1;
+        if state.streams > 0 {
+            return;
+        }
+        if state.closed {
+            state.permit = None;
+        }
+        // Without streams no PING would tell whether it lives; a new connection does.
+        let lost = state.silent(heard, now);
+        drop(state);
+        if lost {
+            self.connection.close();
+        }
     }
 }
 
@@ -106,109 +286,129 @@ impl Default for Set {
     }
 }
 
+fn lock(connections: &Mutex<Vec<Arc<Connection>>>) -> MutexGuard<'_, Vec<Arc<Connection>>> {
+    connections.lock().expect("no holder of this lock panics")
+}
+
+/// How much a request wants to avoid a connection with many streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fill {
+    /// Up to [`STREAMS`], while there are few connections.
+    Some,
+    /// Up to what the peer admits: no other may be opened.
+    All,
+}
+
 impl Set {
     /// The least used connection with room, if there is one.
-    fn with_room(&self) -> Option<StreamGuard> {
-        let mut connections = self.connections.lock().expect("no holder of this lock panics");
-        connections.retain(|connection| connection.usable());
-        let full = connections.len() >= CONNECTIONS;
-        let least = connections.iter().min_by_key(|connection| connection.streams.load(Ordering::Relaxed))?;
-        let room = least.streams.load(Ordering::Relaxed) < STREAMS || full;
-        room.then(|| StreamGuard::open(least.clone()))
+    fn with_room(&self, limits: &Limits, reuse: Reuse, fill: Fill) -> Option<StreamGuard> {
+        let now = Instant::now();
+        let mut connections = lock(&self.connections);
+        let spill = fill == Fill::All || connections.len() >= CONNECTIONS;
+        let mut least: Option<(usize, &Arc<Connection>)> = None;
+        let mut ended = false;
+        for connection in connections.iter() {
+            let room = connection.room(reuse, now);
+            let streams = connection.state().streams;
+            if room == Room::Silent && streams == 0 {
+                // Nothing is lost with it, and its place is wanted.
+                connection.state().close(Closing::Idle);
+                ended = true;
+            }
+            ended |= room == Room::Closed;
+            let takes = room == Room::Free || (spill && room == Room::Tight);
+            if takes && least.is_none_or(|(fewest, _)| streams < fewest) {
+                least = Some((streams, connection));
+            }
+        }
+        let stream = least.map(|(_, connection)| StreamGuard::open(connection.clone(), limits, now));
+        let full = stream.as_ref().is_some_and(|stream| stream.connection.state().closed);
+        if ended || full {
+            connections.retain(|connection| connection.room(reuse, now) != Room::Closed);
+        }
+        stream
+    }
+
+    /// Closes what has been idle for longer than `reuse` allows: the connection opened instead
+    /// replaces it, or a rare request would add one to the set each time.
+    fn close_stale(&self, reuse: Reuse) {
+        let now = Instant::now();
+        lock(&self.connections).retain(|connection| {
+            let stale = connection.room(reuse, now) == Room::Stale;
+            if stale {
+                connection.state().close(Closing::Idle);
+            }
+            !stale
+        });
     }
 
     /// Number of connections, for people.
     pub fn count(&self) -> usize {
-        self.connections.lock().expect("no holder of this lock panics").len()
+        lock(&self.connections).len()
+    }
+
+    /// Whether a request could be sent at once on a connection there is.
+    pub fn has_room(&self, reuse: Reuse) -> bool {
+        let now = Instant::now();
+        lock(&self.connections)
+            .iter()
+            .any(|connection| matches!(connection.room(reuse, now), Room::Free | Room::Tight))
     }
 
     /// A stream on a connection with room, else on a new one made by `connect`.
     ///
+    /// Where no connection has fewer than 100 streams one more is opened, up to 8; beyond that, and
+    /// where the destination may have no more, they are filled up to what the peer admits
+    /// (`SETTINGS_MAX_CONCURRENT_STREAMS`, RFC 9113 section 5.1.2), and only then is there one more. A
+    /// request never queues behind the streams of a connection.
+    ///
     /// Cancel safety: safe; a connection being made is dropped, or found by the next caller.
     ///
     /// # Errors
-    /// What `connect` said.
-    pub async fn acquire<E, F>(&self, connect: F) -> Result<StreamGuard, E>
+    /// What `connect` said; [`ProxyError::PendingLimit`] and [`ProxyError::ConnectionLimit`], at once.
+    /// Nothing was sent.
+    pub async fn acquire<F>(
+        &self,
+        limits: &Limits,
+        reuse: Reuse,
+        connect: F,
+    ) -> Result<StreamGuard, ProxyError>
     where
-        F: AsyncFnOnce() -> Result<Arc<Connection>, E>,
+        F: AsyncFnOnce() -> Result<Arc<Connection>, ProxyError>,
     {
-        if let Some(stream) = self.with_room() {
+        if let Some(stream) = self.with_room(limits, reuse, Fill::Some) {
             return Ok(stream);
         }
+        let Some(_waiting) = limits.pending.try_acquire() else {
+            return Err(ProxyError::PendingLimit { limit: limits.pending.limit() });
+        };
         let _single_flight = self.connecting.lock().await;
-        if let Some(stream) = self.with_room() {
+        if let Some(stream) = self.with_room(limits, reuse, Fill::Some) {
             return Ok(stream);
         }
+        let permit = match limits.connections.try_acquire() {
+            Some(permit) => permit,
+            None => {
+                if let Some(stream) = self.with_room(limits, reuse, Fill::All) {
+                    return Ok(stream);
+                }
+                self.close_stale(reuse);
+                limits
+                    .connections
+                    .try_acquire()
+                    .ok_or_else(|| ProxyError::ConnectionLimit { limit: limits.connections.limit() })?
+            }
+        };
         let connection = connect().await?;
+        connection.state().permit = Some(permit);
         // Set once: a connection is made for one set.
         let _first = connection.home.set(Arc::downgrade(&self.connections));
-        self.connections.lock().expect("no holder of this lock panics").push(connection.clone());
-        Ok(StreamGuard::open(connection))
-    }
-}
-
-/// Starts HTTP/2 on a fresh byte stream and a task that drives it.
-///
-/// # Errors
-/// When the preface cannot be written.
-pub async fn handshake<Io>(
-    io: Io,
-    header_bytes: usize,
-    ages: Ages,
-    tasks: &Tasks,
-) -> hyper::Result<Arc<Connection>>
-where
-    Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let (sender, driver) = http2::Builder::new(Executor(tasks.clone()))
-        .timer(hyper_util::rt::TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(u32::try_from(header_bytes).unwrap_or(u32::MAX))
-        .keep_alive_interval(Duration::from_secs(10))
-        .keep_alive_timeout(Duration::from_secs(5))
-        .handshake(hyper_util::rt::TokioIo::new(io))
-        .await?;
-    let connection = Arc::new(Connection {
-        sender,
-        streams: AtomicUsize::new(0),
-        closed: AtomicBool::new(false),
-        last_used: Mutex::new(Instant::now()),
-        used: AtomicBool::new(false),
-        home: OnceLock::new(),
-    });
-    let watched = Arc::downgrade(&connection);
-    tasks.spawn("h2 connection", async move {
-        tokio::select! {
-            result = driver => {
-                if let Err(error) = result {
-                    tracing::debug!(%error, "connection ended");
-                }
-                if let Some(connection) = watched.upgrade() {
-                    connection.close();
-                }
-            }
-            // Returns never: the driver ends once the last handle is gone.
-            () = retire(&watched, ages) => {}
+        self.close_stale(reuse);
+        lock(&self.connections).push(connection.clone());
+        let stream = StreamGuard::open(connection, limits, Instant::now());
+        if stream.connection.state().closed {
+            stream.connection.close();
         }
-    });
-    Ok(connection)
-}
-
-/// Closes the connection to new requests when it is idle or old. The driver ends by itself when the
-/// set has let go of it and the last stream is done.
-async fn retire(watched: &Weak<Connection>, ages: Ages) {
-    let born = tokio::time::Instant::now();
-    let old = born + jittered(ages.max);
-    loop {
-        tokio::time::sleep_until((tokio::time::Instant::now() + ages.idle / 2).min(old)).await;
-        let Some(connection) = watched.upgrade() else { break };
-        let idle_for = connection.last_used.lock().expect("no holder of this lock panics").elapsed();
-        let idle = connection.streams.load(Ordering::Relaxed) == 0 && idle_for >= ages.idle;
-        if idle || tokio::time::Instant::now() >= old {
-            connection.close();
-            break;
-        }
+        Ok(stream)
     }
-    std::future::pending::<()>().await;
 }

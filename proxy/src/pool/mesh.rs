@@ -11,11 +11,13 @@ use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::h2::{self, Ages, StreamGuard};
+use super::connector::{Connector, Limits, Reuse};
+use super::drive::{self, Terms};
+use super::h2::{self, StreamGuard};
+use super::pulse;
 use crate::balance::{Candidate, EndpointState};
 use crate::error::ProxyError;
 use crate::http::body::HasState;
-use crate::shared::Shared;
 use crate::telemetry::metrics::Direction;
 
 /// One workload's offer of one service port. It survives snapshots while these facts do not change.
@@ -64,41 +66,54 @@ impl Endpoint {
         self.connections.count()
     }
 
+    /// Whether a request could be sent at once, on a connection there is: worth asking of other
+    /// endpoints when [`Endpoint::acquire`] says that the destination has all its connections.
+    pub fn has_room(&self, reuse: Reuse) -> bool {
+        self.connections.has_room(reuse)
+    }
+
     /// A stream to the endpoint's sidecar: on a connection there is, or on a new one.
     ///
+    /// Cancel safety: safe; a connection being made is dropped.
+    ///
     /// # Errors
-    /// The connection did not come about: nothing was sent.
-    pub async fn acquire(&self, shared: &Shared) -> Result<StreamGuard, ProxyError> {
-        let limit = shared.config.timeouts.connect;
+    /// The connection did not come about, or may not: nothing was sent.
+    pub async fn acquire(
+        &self,
+        connector: &Connector,
+        limits: &Limits,
+        reuse: Reuse,
+    ) -> Result<StreamGuard, ProxyError> {
         // Around the wait for another's attempt as well: waiters must not queue up behind a dead node.
-        let acquiring = self.connections.acquire(async || self.connect(shared).await);
-        tokio::time::timeout(limit, acquiring).await.unwrap_or_else(|_| {
-            let text = format!("no connection within {limit:?}");
+        let acquiring = self.connections.acquire(limits, reuse, async || self.connect(connector).await);
+        tokio::time::timeout(limits.connect, acquiring).await.unwrap_or_else(|_| {
+            let text = format!("no connection within {:?}", limits.connect);
             let source = std::io::Error::new(std::io::ErrorKind::TimedOut, text);
             Err(ProxyError::Connect { address: self.address, source })
         })
     }
 
-    async fn connect(&self, shared: &Shared) -> Result<Arc<h2::Connection>, ProxyError> {
-        let result = self.connect_tls(shared).await;
+    async fn connect(&self, connector: &Connector) -> Result<Arc<h2::Connection>, ProxyError> {
+        let result = self.connect_tls(connector).await;
         let outcome = match &result {
             Ok(_) => "ok",
             Err(ProxyError::Identity { .. }) => "identity_mismatch",
             Err(ProxyError::Tls { .. }) => "failed",
             Err(_) => return result,
         };
-        shared.metrics.handshake(Direction::Outbound, outcome);
+        connector.metrics.handshake(Direction::Outbound, outcome);
         result
     }
 
-    async fn connect_tls(&self, shared: &Shared) -> Result<Arc<h2::Connection>, ProxyError> {
+    async fn connect_tls(&self, connector: &Connector) -> Result<Arc<h2::Connection>, ProxyError> {
         let address = self.address;
         let tcp =
             TcpStream::connect(address).await.map_err(|source| ProxyError::Connect { address, source })?;
         tcp.set_nodelay(true).map_err(|source| ProxyError::Connect { address, source })?;
+        pulse::end_when_unacknowledged(&tcp);
         let no_certificate =
             || ProxyError::Tls { address, source: std::io::Error::other("no certificate yet") };
-        let config = shared.tls.load().as_ref().ok_or_else(no_certificate)?.client.clone();
+        let config = connector.tls.load().as_ref().ok_or_else(no_certificate)?.client.clone();
         let tls = TlsConnector::from(config)
             .connect(self.server_name.clone(), tcp)
             .await
@@ -109,8 +124,8 @@ impl Endpoint {
             Ok(found) => return Err(self.foreign(found.to_string())),
             Err(error) => return Err(self.foreign(error.to_string())),
         }
-        let ages = Ages { idle: shared.config.pool.idle_timeout, max: shared.config.pool.max_age };
-        h2::handshake(tls, shared.config.limits.header_bytes, ages, &shared.tasks)
+        let terms = Terms { header_bytes: connector.header_bytes, max_age: connector.max_age, pings: true };
+        drive::handshake(tls, terms, &connector.tasks)
             .await
             .map_err(|error| ProxyError::Tls { address, source: std::io::Error::other(error) })
     }

@@ -1,15 +1,19 @@
 //! Connections kept for reuse: to other sidecars ([`mesh`]) and to the application ([`app`]).
 
 pub mod app;
+pub mod connector;
+pub mod drive;
 pub mod h2;
 pub mod mesh;
+pub mod pulse;
+
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::client::conn::http1;
-
-use crate::http::body::Body;
+use crate::error::cause;
 use crate::http::replay::Replay;
 
 /// A connection in use by one request; give it back after the response's last byte. Dropped instead,
@@ -21,7 +25,7 @@ pub enum Lease {
         /// Where it goes back to.
         pool: Arc<app::AppPool>,
         /// The connection.
-        sender: http1::SendRequest<Body>,
+        connection: app::Http1,
         /// The request's body: a response may end before it.
         request: Option<Replay>,
     },
@@ -35,7 +39,7 @@ impl Lease {
         match self {
             // While the request is still being sent, the connection is not free.
             Self::Http1 { request: Some(request), .. } if request.sent_at().is_none() => {}
-            Self::Http1 { pool, sender, .. } => pool.give_back(sender),
+            Self::Http1 { pool, connection, .. } => pool.give_back(connection),
             Self::H2(stream) => drop(stream),
         }
     }
@@ -44,4 +48,19 @@ impl Lease {
 /// `age` less up to a fifth at random, so that connections made together do not end together.
 fn jittered(age: Duration) -> Duration {
     age.mul_f64(1.0 - 0.2 * fastrand::f64())
+}
+
+/// Whether a request that failed so provably never reached an application: the peer refused its
+/// stream before doing anything with it (RFC 9113 section 8.7), or closed the connection and said with
+/// its GOAWAY that this stream is above the last one it will look at (section 6.8). What hyper gives back
+/// unsent is not asked about here: there is a request to take from the error.
+///
+/// An error of GOAWAY that came from the peer is set by h2 on streams above the last one alone; those
+/// at or below it go on, and end with an I/O error if the connection does. hyper adds requests that
+/// it had not yet handed to h2. That it adds no other rests on [`drive`] keeping a connection to one
+/// task. Any other reset proves nothing, nor does a connection that breaks.
+pub fn undelivered(error: &hyper::Error) -> bool {
+    let Some(error) = cause::<::h2::Error>(error) else { return false };
+    let refused = error.is_reset() && error.reason() == Some(::h2::Reason::REFUSED_STREAM);
+    error.is_remote() && (error.is_go_away() || refused)
 }
