@@ -9,13 +9,21 @@ use super::group::{Group, Transition};
 
 /// An endpoint is out at least so long before it is taken back for another: where all of them fail,
 /// changing places at every request would help nobody.
-const LEAST_OUT: Duration = Duration::from_millis(100);
+const LEAST_OUT: Duration = Duration::from_millis(250);
 
 /// Held by who sets an endpoint aside.
-#[derive(Debug, Default)]
-pub(super) struct Gate {
+#[derive(Debug)]
+pub(super) struct Gate<C> {
+    /// The endpoints of the newest group: reports to an older one must not leave it without any.
+    members: Arc<[Arc<C>]>,
     /// Nobody can be spared before, unless one comes back.
     shut_until: Option<Instant>,
+}
+
+impl<C> Gate<C> {
+    pub(super) fn new(members: Arc<[Arc<C>]>) -> Self {
+        Self { members, shut_until: None }
+    }
 }
 
 /// The endpoints that are not closed, half-open ones included: what they carry, others must.
@@ -38,7 +46,8 @@ impl<C: Candidate> Group<C> {
         if gate.shut_until.is_some_and(|until| now < until) {
             return Transition::None;
         }
-        let out = self.out(Some(endpoint));
+        let members = gate.members.clone();
+        let out = out(&members, Some(endpoint));
         if !out.has {
             // Gone, or unhealthy and thus not in use: nothing to protect.
             return Transition::None;
@@ -65,13 +74,13 @@ impl<C: Candidate> Group<C> {
         self.shared.gate.lock().expect("no holder of this lock panics").shut_until = None;
     }
 
-    /// Takes endpoints back, longest out first, until no more are out than may be: there may be fewer
-    /// endpoints than there were.
-    pub(super) fn keep_floor(&self, now: Instant) {
+    /// Makes this the newest group. Endpoints are taken back, longest out first, until no more are out
+    /// than may be: there may be fewer than there were.
+    pub(super) fn take_gate(&self, now: Instant) {
         let mut gate = self.shared.gate.lock().expect("no holder of this lock panics");
-        gate.shut_until = None;
+        *gate = Gate::new(self.endpoints.clone());
         loop {
-            let out = self.out(None);
+            let out = out(&self.endpoints, None);
             match out.longest {
                 Some((_, longest)) if out.count > self.settings.breaker.most_out(out.members) => {
                     longest.state().take_back(now);
@@ -80,20 +89,20 @@ impl<C: Candidate> Group<C> {
             }
         }
     }
+}
 
-    fn out(&self, wanted: Option<&Arc<C>>) -> Out<'_, C> {
-        let any_healthy = self.endpoints.iter().any(|endpoint| endpoint.healthy());
-        let mut out = Out { members: 0, count: 0, longest: None, has: false };
-        for endpoint in self.endpoints.iter().filter(|endpoint| endpoint.healthy() || !any_healthy) {
-            out.members += 1;
-            out.has |= wanted.is_some_and(|wanted| Arc::ptr_eq(wanted, endpoint));
-            if let Some(since) = endpoint.state().out_since() {
-                out.count += 1;
-                if out.longest.is_none_or(|(longest, _)| since < longest) {
-                    out.longest = Some((since, endpoint));
-                }
+fn out<'a, C: Candidate>(endpoints: &'a [Arc<C>], wanted: Option<&Arc<C>>) -> Out<'a, C> {
+    let any_healthy = endpoints.iter().any(|endpoint| endpoint.healthy());
+    let mut out = Out { members: 0, count: 0, longest: None, has: false };
+    for endpoint in endpoints.iter().filter(|endpoint| endpoint.healthy() || !any_healthy) {
+        out.members += 1;
+        out.has |= wanted.is_some_and(|wanted| Arc::ptr_eq(wanted, endpoint));
+        if let Some(since) = endpoint.state().out_since() {
+            out.count += 1;
+            if out.longest.is_none_or(|(longest, _)| since < longest) {
+                out.longest = Some((since, endpoint));
             }
         }
-        out
     }
+    out
 }

@@ -14,6 +14,10 @@ use super::hash::{Member, Table};
 use super::pick::{Pick, Robin};
 use super::settings::{Algorithm, Settings};
 
+/// Part of the requests for which the own zone is asked first however little of it is usable, else
+/// nobody would find out that it is back. They go on to the others where it is not.
+const LEAST_ASKED: f64 = 0.05;
+
 /// What a report changed, for log and metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transition {
@@ -31,7 +35,7 @@ pub enum Transition {
 pub struct Group<C> {
     pub(super) settings: Settings,
     /// Those of the own zone first, if zones count.
-    pub(super) endpoints: Box<[Arc<C>]>,
+    pub(super) endpoints: Arc<[Arc<C>]>,
     /// The registry's word on each when this group was made.
     healthy: Box<[bool]>,
     /// Of the own zone; empty if zones do not count.
@@ -43,20 +47,27 @@ pub struct Group<C> {
     pub(super) even: bool,
     pub(super) table: Option<Arc<Table>>,
     pub(super) robin: Option<Mutex<Robin>>,
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared<C>>,
     /// The own zone's share as last worked out, and for which count of transitions.
     local_share: AtomicU64,
 }
 
 /// What a group takes over from the one before.
-#[derive(Debug, Default)]
-pub(super) struct Shared {
+#[derive(Debug)]
+pub(super) struct Shared<C> {
     /// Held by who sets an endpoint aside.
-    pub(super) gate: Mutex<Gate>,
+    pub(super) gate: Mutex<Gate<C>>,
     /// Counts picks, to tell which endpoint's was longer ago.
     pub(super) tick: AtomicU32,
     /// Counts changes of any breaker.
     transitions: AtomicU32,
+}
+
+impl<C> Shared<C> {
+    fn new(members: Arc<[Arc<C>]>) -> Self {
+        let gate = Mutex::new(Gate::new(members));
+        Self { gate, tick: AtomicU32::new(0), transitions: AtomicU32::new(0) }
+    }
 }
 
 impl<C: Candidate> Group<C> {
@@ -72,6 +83,7 @@ impl<C: Candidate> Group<C> {
         let (mut endpoints, others): (Vec<_>, Vec<_>) = candidates.into_iter().partition(is_local);
         let local = endpoints.len();
         endpoints.extend(others);
+        let endpoints: Arc<[_]> = endpoints.into();
         let weights: Vec<u32> = endpoints.iter().map(|endpoint| endpoint.weight().max(1)).collect();
         let sum: f64 = weights.iter().map(|&weight| f64::from(weight)).sum();
         let group = Self {
@@ -82,16 +94,19 @@ impl<C: Candidate> Group<C> {
             even: weights.iter().all(|&weight| weight == weights[0]),
             table: table(&settings, &endpoints, &weights, previous),
             robin: None,
-            shared: previous.map_or_else(Arc::default, |previous| previous.shared.clone()),
+            shared: match previous {
+                Some(previous) => previous.shared.clone(),
+                None => Arc::new(Shared::new(endpoints.clone())),
+            },
             // Of a count that is not reached in a sidecar's life.
             local_share: AtomicU64::new(u64::MAX),
-            endpoints: endpoints.into(),
+            endpoints,
             settings,
         };
         let group = group.with_robin(previous);
         if let Some(previous) = previous {
             group.start_newcomers(previous, now);
-            group.keep_floor(now);
+            group.take_gate(now);
             // Health may have changed.
             group.count_transition();
         }
@@ -154,7 +169,8 @@ impl<C: Candidate> Group<C> {
             .iter()
             .filter(|endpoint| endpoint.healthy() && endpoint.state().out_since().is_none())
             .count();
-        let share = (usable as f64 / local.len().max(1) as f64 / zone.min_usable).min(1.0);
+        let share = usable as f64 / local.len().max(1) as f64 / zone.min_usable;
+        let share = share.clamp(LEAST_ASKED, 1.0);
         let packed = u64::from(count) << 32 | u64::from((share as f32).to_bits());
         self.local_share.store(packed, Ordering::Relaxed);
         share
@@ -182,7 +198,7 @@ impl<C: Candidate> Group<C> {
         let same = |(old, new): (&Arc<C>, &Arc<C>)| Arc::ptr_eq(old, new);
         if self.healthy == previous.healthy
             && self.endpoints.len() == previous.endpoints.len()
-            && previous.endpoints.iter().zip(&self.endpoints).all(same)
+            && previous.endpoints.iter().zip(self.endpoints.iter()).all(same)
         {
             return;
         }

@@ -183,3 +183,14 @@ fn mix(mut bits: u64) -> u64 {
     bits = (bits ^ bits >> 33).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
     bits ^ bits >> 33
 }
+
+#[cfg(test)]
+impl Table {
+    /// Points or slots.
+    pub(super) fn places(&self) -> usize {
+        match &self.places {
+            Places::Ring(points) => points.len(),
+            Places::Maglev(slots) => slots.len(),
+        }
+    }
+}

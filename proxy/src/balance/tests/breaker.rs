@@ -106,3 +106,83 @@ fn reports_of_requests_sent_before_the_ejection_change_nothing() {
     assert_eq!(group.report(late.next().unwrap(), &BROKEN, back), Transition::None, "from before");
     assert_eq!(status(&group, &all[0], back), Status::Closed);
 }
+
+#[test]
+fn a_poor_success_rate_sets_an_endpoint_aside_once_enough_was_seen() {
+    let start = Instant::now();
+    // Never five failures in a row.
+    let run = |pattern: &[Outcome], step: Duration| {
+        let all = fakes(3, start);
+        let group = group(&all, start);
+        let reports = pattern.iter().cycle().take(400).enumerate();
+        reports
+            .map(|(count, outcome)| {
+                (count + 1, report(&group, &all[0], outcome, start + step * count as u32))
+            })
+            .find(|(_, transition)| *transition == Transition::Opened)
+            .map(|(count, _)| count)
+    };
+    let well = success(1);
+    assert_eq!(run(&[FAILED, FAILED, well], ms(10)), Some(20), "a third, as soon as 20 were seen");
+    assert_eq!(run(&[well, FAILED], ms(10)), None, "half is not below half");
+    assert_eq!(run(&[FAILED, FAILED, well], secs(1)), None, "10 in a window say nothing");
+    let throttled = Outcome::Throttled { elapsed: ms(1), retry_after: None };
+    assert_eq!(run(&[throttled, FAILED], ms(10)), None, "throttled is no failure");
+}
+
+#[test]
+fn what_left_the_window_counts_no_more() {
+    let start = Instant::now();
+    // After 200 successes, one of four: how many of those set it aside?
+    let run = |pause: Duration| {
+        let all = fakes(3, start);
+        let group = group(&all, start);
+        for _ in 0..200 {
+            report(&group, &all[0], &success(1), start);
+        }
+        (0..60_u32).find(|&count| {
+            let outcome = if count % 4 == 3 { success(1) } else { FAILED };
+            report(&group, &all[0], &outcome, start + pause + ms(10) * count) == Transition::Opened
+        })
+    };
+    assert_eq!(run(secs(8)), None);
+    assert_eq!(run(secs(10)), Some(20));
+    assert_eq!(run(secs(100)), Some(20));
+}
+
+#[test]
+fn a_success_for_want_of_anything_better_takes_an_endpoint_back() {
+    let now = Instant::now();
+    let all = fakes(2, now);
+    let group = group(&all, now);
+    report(&group, &all[0], &BROKEN, now);
+    let picked = pick_only(&group, &all[0], now + ms(10));
+    assert!(!picked.is_probe());
+    assert_eq!(group.report(picked, &FAILED, now + ms(20)), Transition::None);
+    assert_eq!(status(&group, &all[0], now + ms(20)), Status::Open { until: now + secs(1) });
+    assert_eq!(report(&group, &all[0], &success(1), now + ms(30)), Transition::Closed);
+}
+
+#[test]
+fn one_probe_at_a_time_from_several_threads() {
+    let start = Instant::now();
+    let all = fakes(2, start);
+    let group = group(&all, start);
+    report(&group, &all[0], &BROKEN, start);
+    let back = start + secs(1);
+    for round in 0..50 {
+        let probes: usize = std::thread::scope(|scope| {
+            let group = &group;
+            let threads = (0..4).map(|seed| {
+                scope.spawn(move || {
+                    let mut rng = fastrand::Rng::with_seed(seed + round);
+                    (0..20).filter_map(|_| pick(group, back, &mut rng)).collect::<Vec<_>>()
+                })
+            });
+            let threads: Vec<_> = threads.collect();
+            let picks: Vec<_> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+            picks.iter().filter(|pick| pick.is_probe()).count()
+        });
+        assert_eq!(probes, 1, "round {round}");
+    }
+}

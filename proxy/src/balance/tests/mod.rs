@@ -5,7 +5,14 @@ use std::time::{Duration, Instant};
 use super::*;
 
 mod breaker;
+mod ewma;
+mod floor;
+mod hashing;
+mod policy;
 mod shares;
+mod simulation;
+mod slow_start;
+mod zones;
 
 /// An endpoint of a test.
 #[derive(Debug)]
