@@ -29,6 +29,7 @@ use crate::http::{self, Pages};
 use crate::hub::Hub;
 use crate::join::Joins;
 use crate::metrics::Metrics;
+use crate::refusals::Refusals;
 use crate::registrar::Registrar;
 use crate::resources::Resources;
 use crate::state::Fold;
@@ -130,11 +131,13 @@ impl Registry {
         let drain = trigger.listen();
         let store: Arc<dyn Store> = self.store.clone();
         let traces = Arc::new(Mutex::new(Traces::new(self.config.trace_spans, self.config.trace_bytes)));
+        let refusals = Arc::new(Mutex::new(Refusals::default()));
         let pages = Pages {
             hub: self.hub.clone(),
             store: store.clone(),
             metrics: self.metrics.clone(),
             traces: traces.clone(),
+            refusals: refusals.clone(),
         };
         let services = Services {
             hub: self.hub.clone(),
@@ -142,6 +145,7 @@ impl Registry {
             registrar: Arc::new(Registrar::new(store.clone(), self.hub.clone(), self.config.lease_ttl)),
             resources: Arc::new(Resources::new(store.clone())),
             traces,
+            refusals,
             metrics: self.metrics.clone(),
             store_id: self.store.id().into(),
             trust_domain: self.config.trust_domain.clone(),

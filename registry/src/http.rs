@@ -17,6 +17,7 @@ use tokio::net::TcpListener;
 
 use crate::hub::Hub;
 use crate::metrics::{CONTENT_TYPE, Metrics};
+use crate::refusals::Refusals;
 use crate::registrar::protocol;
 use crate::state::{EndpointState, ServiceState};
 use crate::store::Store;
@@ -36,6 +37,8 @@ pub(crate) struct Pages {
     pub(crate) metrics: Arc<Metrics>,
     /// Traces.
     pub(crate) traces: Arc<Mutex<Traces>>,
+    /// What sidecars refused.
+    pub(crate) refusals: Arc<Mutex<Refusals>>,
 }
 
 /// A service in a list.
@@ -104,10 +107,14 @@ fn router(pages: Pages) -> Router {
         .route("/metrics", get(metrics))
         .route("/v1/services", get(services))
         .route("/v1/services/{namespace}/{name}", get(service))
+        .route("/v1/refusals", get(refusals))
         .route("/v1/traces", get(traces))
         .route("/v1/traces/{id}", get(trace))
         .fallback(async || {
-            error(StatusCode::NOT_FOUND, "no such page; see /v1/services, /v1/traces, /metrics, /ready")
+            error(
+                StatusCode::NOT_FOUND,
+                "no such page; see /v1/services, /v1/refusals, /v1/traces, /metrics, /ready",
+            )
         })
         .method_not_allowed_fallback(async || {
             error(
@@ -184,6 +191,11 @@ fn ports(service: &ServiceState) -> Vec<PortView> {
         protocol: protocol(Protocol::from(port.protocol())),
     };
     service.ports.iter().map(view).collect()
+}
+
+async fn refusals(Extract(pages): Extract<Pages>) -> Response {
+    let list = pages.refusals.lock().unwrap_or_else(PoisonError::into_inner).list();
+    Json(json!({ "refusals": list })).into_response()
 }
 
 async fn traces(

@@ -24,6 +24,7 @@ pub mod join;
 pub mod metrics;
 pub mod model;
 pub mod policies;
+pub mod refusals;
 pub mod registrar;
 pub mod resources;
 pub mod state;

@@ -1,7 +1,7 @@
 //! The watch stream: one task a sidecar.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use outrigger_api::v1::discovery_server::Discovery as DiscoveryService;
@@ -17,6 +17,8 @@ use tonic::{Request, Response, Status, Streaming};
 use super::connection::MAX_WATCHES;
 use super::{Caller, Services, caller};
 use crate::hub::SubscriberId;
+use crate::join::unix;
+use crate::refusals::Refusal;
 use crate::watch::{Cursor, View};
 
 /// Services one stream may subscribe to.
@@ -25,6 +27,8 @@ const MAX_SUBSCRIPTIONS: usize = 10_000;
 const MAX_IN_FLIGHT: usize = 16;
 /// Services one sidecar may stand in front of: as many as it may have ports.
 const MAX_SERVED: usize = 256;
+/// Longest name of a resource that is kept of a refusal: a kind, a namespace and a name.
+const MAX_RESOURCE: usize = 400;
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// The wall clock may jump: a certificate's end is looked for at least this often.
 const EXPIRY_CHECK: Duration = Duration::from_secs(30);
@@ -196,6 +200,10 @@ impl Stream {
                 self.services.metrics.nacks.inc();
                 let reason: String = nack.reason.chars().take(500).collect();
                 tracing::warn!(identity = self.peer, resource = ?nack.resource, ?reason, "sidecar refused a resource");
+                let resource = nack.resource.chars().take(MAX_RESOURCE).collect();
+                let refusal =
+                    Refusal { at: unix(SystemTime::now()), identity: self.peer.clone(), resource, reason };
+                self.services.refusals.lock().unwrap_or_else(PoisonError::into_inner).add(refusal);
                 let name =
                     nack.resource.strip_prefix("Service/").and_then(|name| ServiceName::parse(name).ok());
                 if let Some(name) = name {

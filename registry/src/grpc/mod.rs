@@ -56,6 +56,8 @@ pub(crate) struct Services {
     pub(crate) resources: Arc<Resources>,
     /// Traces.
     pub(crate) traces: Arc<Mutex<crate::traces::Traces>>,
+    /// What sidecars refused.
+    pub(crate) refusals: Arc<Mutex<crate::refusals::Refusals>>,
     /// Metrics.
     pub(crate) metrics: Arc<Metrics>,
     /// Identity of the store.

@@ -355,6 +355,9 @@ async fn a_refused_policy_is_counted_and_its_service_goes_on_in_deltas() {
     let nack = v1::Nack { nonce: 2, resource: "TrafficPolicy/shop/p".into(), reason: "too new".into() };
     watcher.ask(Asked::Nack(nack)).await;
     until("it is counted", || async { mesh.metric("mesh_registry_nacks_total").await == 1.0 }).await;
+    let shown = &mesh.get("/v1/refusals").await.1["refusals"][0];
+    assert_eq!((&shown["resource"], &shown["reason"]), (&"TrafficPolicy/shop/p".into(), &"too new".into()));
+    assert_eq!(shown["identity"], "spiffe://mesh.local/ns/shop/sa/front");
     server.register(workload("w2", "orders.shop", 80)).await.unwrap();
     let update = watcher.update().await;
     assert!(matches!(update.changes[0].change, Some(Kind::Delta(_))), "{update:?}");
