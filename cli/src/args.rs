@@ -131,6 +131,42 @@ pub(crate) enum Kind {
     /// Join tokens, without their secrets
     #[value(alias = "token")]
     Tokens,
+    /// How calls are carried, as applied
+    #[value(alias = "trafficpolicy")]
+    Trafficpolicies,
+    /// Who may call, as applied
+    #[value(alias = "authorizationpolicy")]
+    Authorizationpolicies,
+    /// Where HTTP requests go
+    #[value(alias = "httproute")]
+    Httproutes,
+    /// Where gRPC calls go
+    #[value(alias = "grpcroute")]
+    Grpcroutes,
+    /// What is in force for the service named, setting by setting, and where it comes from
+    #[value(alias = "policy")]
+    Policies,
+}
+
+/// Which calls `get policies` is about.
+#[derive(Debug, clap::Args)]
+pub(crate) struct PolicyArgs {
+    /// With `policies`: only this port of the service
+    #[arg(long)]
+    pub(crate) port: Option<u16>,
+    /// With `policies`: for callers of this namespace; without it, of the service's own
+    #[arg(long, value_name = "NAMESPACE")]
+    pub(crate) from: Option<String>,
+    /// With `policies`: only this route, or one of its rules by name or index
+    #[arg(long, value_name = "KIND/NAMESPACE/NAME[/RULE]")]
+    pub(crate) route: Option<String>,
+}
+
+impl PolicyArgs {
+    /// Whether any of them is given.
+    pub(crate) fn is_any(&self) -> bool {
+        self.port.is_some() || self.from.is_some() || self.route.is_some()
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -140,11 +176,13 @@ pub(crate) struct GetArgs {
     /// What to show
     #[arg(value_enum)]
     pub(crate) kind: Kind,
-    /// Only the one of this name
+    /// Only the one of this name; with `policies`, the service, such as orders.shop
     pub(crate) name: Option<String>,
     /// Only this namespace
     #[arg(short, long)]
     pub(crate) namespace: Option<String>,
+    #[command(flatten)]
+    pub(crate) policy: PolicyArgs,
     /// What to print
     #[arg(long, value_enum, default_value_t)]
     pub(crate) output: ListOutput,

@@ -1,5 +1,6 @@
 //! `outrigger get`: resources and what runs, as a table, as JSON or as YAML.
 
+use outrigger_api::resource::Resource as Checked;
 use outrigger_api::v1::{GetRequest, Resource};
 use serde_json::Value;
 
@@ -9,6 +10,12 @@ use crate::failure::Failure;
 use crate::output;
 
 pub(super) async fn run(args: &GetArgs) -> Result<(), Failure> {
+    if args.kind == Kind::Policies {
+        return super::policies::run(args).await;
+    }
+    if args.policy.is_any() {
+        return Err(Failure::usage("--port, --from and --route belong to `outrigger get policies`"));
+    }
     let admin = Admin::new(&args.connection.registry, &args.connection.identity)?;
     let (namespace, name) = place(args);
     let request = GetRequest { kind: kind(args.kind).to_owned(), namespace, name };
@@ -46,6 +53,10 @@ fn kind(kind: Kind) -> &'static str {
         Kind::Meshconfig => "MeshConfig",
         Kind::Workloads => "Workload",
         Kind::Tokens => "Token",
+        Kind::Trafficpolicies | Kind::Policies => "TrafficPolicy",
+        Kind::Authorizationpolicies => "AuthorizationPolicy",
+        Kind::Httproutes => "HTTPRoute",
+        Kind::Grpcroutes => "GRPCRoute",
     }
 }
 
@@ -64,6 +75,9 @@ fn table(kind: Kind, resources: &[Resource], values: &[Value]) -> String {
         Kind::Meshconfig => &["NAME", "TRACE SAMPLING"],
         Kind::Workloads => &["NAMESPACE", "ID", "ADDRESS", "SERVES", "LAST HEARD"],
         Kind::Tokens => &["NAMESPACE", "ID", "ACCOUNT", "SERVICES", "USE"],
+        Kind::Trafficpolicies | Kind::Policies => &["NAMESPACE", "NAME", "TARGETS", "SETS"],
+        Kind::Authorizationpolicies => &["NAMESPACE", "NAME", "TARGETS", "ACTION", "RULES"],
+        Kind::Httproutes | Kind::Grpcroutes => &["NAMESPACE", "NAME", "SERVICES", "RULES", "BACKENDS"],
     };
     let mut rows = vec![heading.iter().map(|&cell| cell.to_owned()).collect()];
     rows.extend(resources.iter().zip(values).map(|(resource, value)| row(kind, resource, value)));
@@ -91,7 +105,48 @@ fn row(kind: Kind, resource: &Resource, value: &Value) -> Vec<String> {
             let services = list(&value["services"], text);
             vec![namespace.clone(), name.clone(), text(&value["account"]), services, usage.to_owned()]
         }
+        Kind::Trafficpolicies | Kind::Policies => {
+            let sections = value["spec"].as_object().into_iter().flat_map(|spec| spec.keys());
+            let sections: Vec<_> = sections.map(String::as_str).filter(|key| *key != "targetRefs").collect();
+            let targets = list(&value["spec"]["targetRefs"], |target| reference(target, namespace));
+            vec![namespace.clone(), name.clone(), targets, or_dash(sections.join(","))]
+        }
+        Kind::Authorizationpolicies => {
+            let spec = &value["spec"];
+            let targets = match list(&spec["targetRefs"], |target| reference(target, namespace)).as_str() {
+                "-" => "every Service".to_owned(),
+                targets => targets.to_owned(),
+            };
+            let rules = spec["rules"].as_array().map_or(0, Vec::len);
+            vec![namespace.clone(), name.clone(), targets, text(&spec["action"]), rules.to_string()]
+        }
+        Kind::Httproutes | Kind::Grpcroutes => {
+            let spec = &value["spec"];
+            let parents = list(&spec["parentRefs"], |parent| reference(parent, namespace));
+            let rules = spec["rules"].as_array().map_or(0, Vec::len);
+            let backends = Checked::from_json(&resource.json).map(|route| route.backends());
+            let backends: Vec<_> = backends.unwrap_or_default().iter().map(ToString::to_string).collect();
+            vec![namespace.clone(), name.clone(), parents, rules.to_string(), or_dash(backends.join(","))]
+        }
     }
+}
+
+/// What a policy or route is attached to: `orders.shop:web`, `HTTPRoute/canary:rule`.
+fn reference(value: &Value, own: &str) -> String {
+    let name = text(&value["name"]);
+    let place = match value["kind"].as_str() {
+        None | Some("Service") => format!("{name}.{}", value["namespace"].as_str().unwrap_or(own)),
+        Some(kind) => format!("{kind}/{name}"),
+    };
+    match (&value["port"], &value["sectionName"]) {
+        (Value::Null, Value::Null) => place,
+        (Value::Null, section) => format!("{place}:{}", text(section)),
+        (port, _) => format!("{place}:{}", text(port)),
+    }
+}
+
+fn or_dash(text: String) -> String {
+    if text.is_empty() { "-".to_owned() } else { text }
 }
 
 /// `80/http`, with its name when it has one.
@@ -167,6 +222,22 @@ mod tests {
         let token =
             resource("shop", "t1", r#"{"account":"orders","services":[],"single_use":true,"used":null}"#);
         assert!(show(Kind::Tokens, token).contains("orders   -         once"));
+        let policy = resource(
+            "shop",
+            "p",
+            r#"{"spec":{"targetRefs":[{"kind":"Service","name":"orders","sectionName":"web"},{"kind":"HTTPRoute","name":"r"}],"retries":{},"timeouts":{}}}"#,
+        );
+        let line = show(Kind::Trafficpolicies, policy);
+        assert!(line.ends_with("shop       p     orders.shop:web,HTTPRoute/r  retries,timeouts\n"), "{line}");
+        let authorization = resource("shop", "a", r#"{"spec":{"action":"Deny","rules":[{}]}}"#);
+        assert!(show(Kind::Authorizationpolicies, authorization).contains("every Service  Deny    1"));
+        let route = resource(
+            "shop",
+            "r",
+            r#"{"apiVersion":"gateway.networking.k8s.io/v1","kind":"HTTPRoute","metadata":{"name":"r","namespace":"shop"},"spec":{"parentRefs":[{"name":"orders","namespace":"back","port":80}],"rules":[{"backendRefs":[{"name":"canary","port":80}]}]}}"#,
+        );
+        let line = show(Kind::Httproutes, route);
+        assert!(line.ends_with("shop       r     orders.back:80  1      canary.shop\n"), "{line}");
         let mesh = resource("", "default", r#"{"spec":{"tracing":{"samplingRatio":0.5}}}"#);
         assert!(show(Kind::Meshconfig, mesh).ends_with("default  0.5\n"));
     }

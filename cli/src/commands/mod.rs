@@ -3,6 +3,7 @@
 mod apply;
 mod completions;
 mod get;
+mod policies;
 mod token;
 mod version;
 

@@ -43,6 +43,61 @@ fn resources_are_created_changed_shown_and_deleted() {
     assert_eq!((nothing.status.code(), stdout(&nothing).as_str()), (Some(0), ""));
 }
 
+const POLICY: &str = "apiVersion: outrigger.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {name: p, namespace: shop}\nspec:\n  targetRefs: [{kind: Service, name: orders}]\n  retries: {attempts: 4}\n";
+const ROUTE: &str = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: shop}\nspec:\n  parentRefs: [{name: orders}]\n  rules: [{name: slow, timeouts: {request: 30s}}]\n";
+
+#[test]
+fn the_policy_in_force_is_shown_with_where_it_comes_from() {
+    let registry = Registry::start();
+    let directory = tempfile::tempdir().unwrap();
+    let done = |args: &[&str]| {
+        let output = registry.run(args);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        output
+    };
+    let policy = file(directory.path(), "policy.yaml", POLICY);
+    let warned = done(&["apply", "-f", &policy]);
+    assert_eq!(stdout(&warned), "trafficpolicy/p.shop created\n");
+    assert!(
+        stderr(&warned).contains("warning: trafficpolicy/p.shop: the target Service orders.shop does not")
+    );
+    let rest = file(directory.path(), "rest.yaml", &format!("{SERVICE}{ROUTE}"));
+    assert_eq!(stderr(&done(&["apply", "-f", &rest])), "");
+
+    assert!(stdout(&done(&["get", "trafficpolicies"])).contains("shop       p     orders.shop  retries"));
+    assert!(stdout(&done(&["get", "httproute", "r"])).contains("shop       r     orders.shop  1      -"));
+    assert_eq!(stdout(&done(&["get", "grpcroutes"])), "");
+    assert_eq!(stdout(&done(&["get", "authorizationpolicies"])), "");
+    let table = stdout(&done(&["get", "policies", "orders.shop"]));
+    let line = |key: &str| {
+        let line =
+            table.lines().find(|line| line.starts_with(key)).unwrap_or_else(|| panic!("{key}: {table}"));
+        line.split_whitespace().map(ToOwned::to_owned).collect::<Vec<_>>()[1..].join(" ")
+    };
+    assert_eq!(line("retries.attempts"), "4 TrafficPolicy shop/p");
+    assert_eq!(line("circuitBreaker.consecutiveFailures"), "5 default");
+    assert!(table.contains("HTTPRoute shop/r rule slow: what differs"), "{table}");
+    let args = ["get", "policy", "orders", "-n", "shop", "--port", "80", "--route", "HTTPRoute/shop/r/slow"];
+    let json: Value =
+        serde_json::from_slice(&done(&[&args[..], &["--output", "json"]].concat()).stdout).unwrap();
+    assert_eq!((json.as_array().unwrap().len(), &json[0]["route"]["rule_name"]), (1, &"slow".into()));
+    let settings = json[0]["settings"].as_array().unwrap();
+    let request = settings.iter().find(|setting| setting["key"] == "timeouts.request").unwrap();
+    assert_eq!((&request["value"], &request["from"]), (&"30s".into(), &"HTTPRoute shop/r rule slow".into()));
+
+    for (args, code, words) in [
+        (&["get", "policies"][..], 2, "name the service"),
+        (&["get", "policies", "orders"], 2, "<name>.<namespace>"),
+        (&["get", "policies", "none.shop"], 1, "no Service none in shop"),
+        (&["get", "policies", "orders.shop", "--port", "81"], 1, "no port 81, only 80"),
+        (&["get", "services", "--port", "80"], 2, "outrigger get policies"),
+    ] {
+        let output = registry.run(args);
+        assert!(stderr(&output).contains(words), "{args:?}: {}", stderr(&output));
+        assert_eq!(output.status.code(), Some(code), "{args:?}");
+    }
+}
+
 #[test]
 fn a_token_stands_alone_on_standard_output() {
     let registry = Registry::start();
