@@ -211,3 +211,56 @@ fn detach<K: Hash + Eq>(index: &mut HashMap<K, BTreeSet<Key>>, place: &K, key: &
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use outrigger_api::document::parse_yaml;
+
+    use super::*;
+
+    fn policy(n: usize) -> (Resource, v1::Resource) {
+        let yaml = format!(
+            "apiVersion: outrigger.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: p{n}, namespace: shop}}\nspec: {{targetRefs: [{{kind: Service, name: s{n}}}], retries: {{attempts: 1}}}}\n"
+        );
+        let resource = parse_yaml("mesh.yaml".as_ref(), &yaml).unwrap().remove(0);
+        let sent = v1::Resource {
+            kind: resource.kind().into(),
+            namespace: "shop".into(),
+            name: resource.name().into(),
+            ..Default::default()
+        };
+        (resource, sent)
+    }
+
+    #[test]
+    fn deletions_are_remembered_up_to_a_bound_and_then_count_as_changes_of_everything() {
+        let (mut rows, mut policies) = (Rows::default(), Policies::default());
+        let service = |n: usize| ServiceName::new("shop", &format!("s{n}")).unwrap();
+        let audience = Audience { namespace: "shop", serves: false };
+        let mut position = 0;
+        for n in 0..=MAX_EMPTY {
+            let (resource, sent) = policy(n);
+            rows.put(&resource, sent);
+            position += 1;
+            policies = rows.finish(position, &policies).0;
+            assert_eq!(policies.of(&service(n), audience).len(), 1);
+            rows.delete(&format!("TrafficPolicy/shop/p{n}"));
+            position += 1;
+            let (next, changed) = rows.finish(position, &policies);
+            assert_eq!(changed, [Scope::Producer(service(n))].into());
+            policies = next;
+            if n == 0 {
+                assert_eq!((policies.changed(&service(0), audience), position), (2, 2));
+            }
+            if n + 1 == MAX_EMPTY {
+                assert_eq!(policies.parts.len(), MAX_EMPTY, "up to the bound each is known");
+                assert_eq!(policies.changed(&service(0), audience), 2);
+            }
+        }
+        assert_eq!(policies.parts.len(), 0);
+        for name in [service(0), service(MAX_EMPTY), service(MAX_EMPTY + 9)] {
+            assert_eq!(policies.changed(&name, audience), position);
+        }
+        assert!(rows.attached.is_empty() && rows.rows.is_empty());
+    }
+}
