@@ -362,6 +362,7 @@ mod tests {
     use std::path::Path;
 
     use outrigger_api::document::parse_yaml;
+    use outrigger_api::resource::fields::TRAFFIC_POLICY;
 
     use super::*;
 
@@ -425,6 +426,17 @@ mod tests {
             "{text}"
         );
         assert!(text.ends_with("HTTPRoute shop/r rule 1: what differs\nnothing\n"), "{text}");
+    }
+
+    #[test]
+    fn every_field_of_a_policy_is_a_setting() {
+        let views = shown_for("shop", Some(81), None).unwrap();
+        let keys: BTreeSet<_> = views[0].settings.iter().map(|setting| setting.key.as_str()).collect();
+        for field in TRAFFIC_POLICY.iter().filter(|field| !field.path.starts_with("targetRefs")) {
+            let path = field.path.trim_end_matches("[]");
+            let whole = path.match_indices('.').any(|(dot, _)| keys.contains(&path[..dot]));
+            assert!(whole || keys.contains(path), "{path} is not among {keys:?}");
+        }
     }
 
     #[test]

@@ -252,7 +252,8 @@ async fn a_bad_policy_is_refused_and_the_good_one_stays() {
     let other = policy("shop/other", "orders.shop", 1);
     for (bad, words) in [
         (with("attempts", "attempt"), "attempt"),
-        (with("\"attempts\":1", "\"attempts\":-1"), "p.shop"),
+        (with("Service", "Topic"), "Topic"),
+        (with("\"attempts\":1", "\"attempts\":11"), "0 to 10"),
         (v1::Resource { name: "renamed".into(), ..good.clone() }, "names another resource"),
         (v1::Resource { name: "a/b".into(), ..good.clone() }, "name"),
         (v1::Resource { namespace: "Bad".into(), ..good.clone() }, "not a valid name"),
