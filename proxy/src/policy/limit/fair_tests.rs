@@ -62,6 +62,16 @@ fn turns_go_around_the_callers() {
 }
 
 #[test]
+fn a_free_place_belongs_to_who_waits() {
+    let now = Instant::now();
+    let mut fair = full(1, 100, now);
+    queue(&mut fair, 1, 1, now);
+    fair.release();
+    queue(&mut fair, 2, 2, now);
+    assert_eq!((fair.in_flight(), fair.turn(now).next), (0, Some(1)));
+}
+
+#[test]
 fn the_greediest_caller_loses_its_place() {
     let now = Instant::now();
     let mut fair = full(1, 5, now);
