@@ -8,6 +8,7 @@ mod drain;
 mod http;
 mod identity;
 mod inputs;
+mod keepalive;
 mod loss;
 mod memory;
 mod orders;

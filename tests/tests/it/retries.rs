@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::Method;
+use http::header::CONNECTION;
+use http::{HeaderValue, Method};
 use http_body::Frame;
 use http_body_util::BodyExt;
 use outrigger_tests::app::{App, ok, streamed};
@@ -39,7 +40,13 @@ impl BreakFirst {
                 let mut deliveries = state.0.lock().unwrap();
                 let of_id = deliveries.entry(id).or_default();
                 of_id.push(body.unwrap_or_default());
-                if of_id.len() == 1 { Err(std::io::Error::other("broken off")) } else { Ok(ok("second")) }
+                if of_id.len() == 1 {
+                    return Err(std::io::Error::other("broken off"));
+                }
+                // A connection kept from here and broken next would be for the sidecar beside it to repeat.
+                let mut second = ok("second");
+                second.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                Ok(second)
             }
         })
         .await

@@ -1,5 +1,6 @@
 //! Pools against raw HTTP/2 peers over in-memory streams, on a paused clock.
 
+mod app;
 mod dead;
 mod limits;
 mod refusal;
