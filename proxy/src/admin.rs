@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
-use crate::balance::Candidate;
+use crate::balance::{self, Candidate};
 use crate::control::status::Status;
 use crate::shared::Shared;
 
@@ -111,9 +111,8 @@ impl Admin {
         let ejected = snapshot
             .services()
             .flat_map(|service| service.ports())
-            .flat_map(|(_, port)| &port.endpoints)
-            .filter(|endpoint| endpoint.state().ejected(now))
-            .count();
+            .map(|(_, port)| port.endpoints.ejected(now))
+            .sum::<usize>();
         metrics.breaker_open.set(i64::try_from(ejected).unwrap_or(i64::MAX));
         let mut answer = text(StatusCode::OK, &metrics.text());
         answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(prometheus::TEXT_FORMAT));
@@ -179,6 +178,14 @@ fn config(shared: &Shared) -> Value {
     })
 }
 
+fn breaker(status: balance::Status) -> &'static str {
+    match status {
+        balance::Status::Closed => "closed",
+        balance::Status::Open { .. } => "open",
+        balance::Status::HalfOpen { .. } => "half_open",
+    }
+}
+
 /// Every endpoint known, with what the balancer thinks of it.
 fn endpoints(shared: &Shared) -> Value {
     let (snapshot, now) = (shared.directory.load_full(), Instant::now());
@@ -190,15 +197,21 @@ fn endpoints(shared: &Shared) -> Value {
         .map(|(service, number, port)| {
             let endpoints: Vec<_> = port
                 .endpoints
+                .endpoints()
                 .iter()
                 .map(|endpoint| {
+                    let look = port.endpoints.look(endpoint, now);
                     json!({
                         "workload": &*endpoint.workload,
                         "address": endpoint.address.to_string(),
                         "identity": endpoint.identity.to_string(),
                         "healthy": endpoint.healthy(),
-                        "ejected": endpoint.state().ejected(now),
-                        "latency_ms": endpoint.state().look(now, Duration::ZERO).seconds.unwrap_or_default() * 1000.0,
+                        "zone": &*endpoint.zone,
+                        "weight": endpoint.weight,
+                        "ejected": matches!(look.status, balance::Status::Open { .. }),
+                        "breaker": breaker(look.status),
+                        "ramp": look.ramp,
+                        "latency_ms": look.seconds.unwrap_or_default() * 1000.0,
                         "in_flight": endpoint.state().in_flight(),
                         "connections": endpoint.connections(),
                     })

@@ -28,7 +28,10 @@ use crate::control::register::Registrar;
 use crate::control::status::Status;
 use crate::control::watch::Watch;
 use crate::inbound::served::ServedPorts;
-use crate::pool::connector::{Connector, Limits};
+use crate::outbound::mirror;
+use crate::policy::inherited::{self, Inherited};
+use crate::policy::limit::Bound;
+use crate::pool::connector::Connector;
 use crate::shared::{Caller, OwnAddresses, Shared};
 use crate::telemetry::environment::Environment;
 use crate::telemetry::metrics::Metrics;
@@ -113,13 +116,13 @@ impl Proxy {
             header_bytes: config.limits.header_bytes,
             max_age: config.pool.max_age,
         };
-        let limits = Limits::unbounded(config.timeouts.connect, config.pool.idle_timeout);
         let shared = Arc::new(Shared {
             own,
             directory,
             tls,
             connector,
-            limits,
+            inherited: Inherited::new(inherited::CAPACITY),
+            copies: Bound::new(mirror::COPIES),
             svid: Arc::new(ArcSwapOption::empty()),
             caller: OnceLock::new(),
             served: OnceLock::new(),

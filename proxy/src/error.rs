@@ -309,9 +309,10 @@ impl ProxyError {
             Self::RateLimited { .. } => GrpcCode::ResourceExhausted,
             Self::Denied { .. } => GrpcCode::PermissionDenied,
             Self::RouteNotFound(_) | Self::MethodNotSupported(_) => GrpcCode::Unimplemented,
-            Self::BadRequest(_) | Self::Loop(_) | Self::NoBackend(_) => GrpcCode::Internal,
+            Self::BadRequest(_) | Self::Loop(_) => GrpcCode::Internal,
             Self::UnknownService(_)
             | Self::UnknownPort { .. }
+            | Self::NoBackend(_)
             | Self::DiscoveryUnavailable(_)
             | Self::NoEndpoint(_)
             | Self::Connect { .. }

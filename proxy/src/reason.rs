@@ -63,11 +63,13 @@ pub enum Reason {
     TryTimeout,
     /// A fault made on purpose.
     FaultInjected,
+    /// A route redirects the request.
+    Redirected,
 }
 
 impl Reason {
     /// Every reason, for the documentation's test.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::BadRequest,
         Self::Loop,
         Self::MethodNotSupported,
@@ -98,6 +100,7 @@ impl Reason {
         Self::DeadlineExceeded,
         Self::TryTimeout,
         Self::FaultInjected,
+        Self::Redirected,
     ];
 
     /// The text in headers, labels and logs.
@@ -133,6 +136,7 @@ impl Reason {
             Self::DeadlineExceeded => "deadline_exceeded",
             Self::TryTimeout => "try_timeout",
             Self::FaultInjected => "fault_injected",
+            Self::Redirected => "redirected",
         }
     }
 

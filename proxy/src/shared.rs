@@ -15,7 +15,9 @@ use crate::config::Config;
 use crate::control::directory::Directory;
 use crate::control::snapshot::Snapshot;
 use crate::inbound::served::ServedPorts;
-use crate::pool::connector::{Connector, Limits};
+use crate::policy::inherited::Inherited;
+use crate::policy::limit::Bound;
+use crate::pool::connector::Connector;
 use crate::telemetry::environment::{Environment, Sampling};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::spans::SpanSink;
@@ -34,8 +36,10 @@ pub struct Shared {
     pub tls: Arc<ArcSwapOption<TlsConfigs>>,
     /// What connecting to other sidecars needs.
     pub connector: Connector,
-    /// Limits towards destinations of which no policy speaks.
-    pub limits: Limits,
+    /// The requests the application works on, for the calls it makes for them.
+    pub inherited: Arc<Inherited>,
+    /// Copies of requests under way.
+    pub copies: Arc<Bound>,
     /// The current identity; none before the first.
     pub svid: Arc<ArcSwapOption<Svid>>,
     /// Who this workload is; set with the first certificate, and the same from then on.

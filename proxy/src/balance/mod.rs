@@ -13,14 +13,12 @@ mod ewma;
 mod floor;
 mod group;
 mod hash;
-mod legacy;
 mod pick;
 mod settings;
 
 pub use breaker::Status;
 pub use endpoint::{EndpointState, FAILURE_COST, FailureKind, Look, Outcome};
 pub use group::{Group, Transition};
-pub use legacy::pick;
 pub use pick::{Ask, Pick};
 pub use settings::{Algorithm, BreakerSettings, Settings, ZoneSettings};
 

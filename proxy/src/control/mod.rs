@@ -2,6 +2,8 @@
 //! reaches the request path through [`directory::Directory`] alone.
 
 pub mod certs;
+pub mod compile;
+pub mod destination;
 pub mod directory;
 pub mod link;
 pub mod register;

@@ -2,15 +2,16 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Instant;
 
 use outrigger_api::resource::Protocol;
 use outrigger_common::name::ServiceName;
-use rustls_pki_types::ServerName;
 
-use super::state::{EndpointFacts, Held, PortFacts, ServiceFacts, State};
+use super::compile::{Compiler, Rules};
+use super::destination::Destination;
+use super::state::{Held, State};
+use crate::balance::Group;
 use crate::pool::mesh::Endpoint;
-use crate::route::{DEFAULT_ROUTE, Route, RouteTable};
-use crate::telemetry::metrics::{Direction, Metrics};
 
 /// All that is known, at one version.
 #[derive(Debug, Default)]
@@ -38,7 +39,7 @@ pub enum Entry {
 pub struct Service {
     /// `name.namespace`.
     pub name: ServiceName,
-    ports: BTreeMap<u16, ServicePort>,
+    pub(super) ports: BTreeMap<u16, ServicePort>,
 }
 
 /// One port of a service, compiled.
@@ -46,10 +47,12 @@ pub struct Service {
 pub struct ServicePort {
     /// How the application is spoken to.
     pub protocol: Protocol,
-    /// Which rule applies.
-    pub routes: RouteTable,
+    /// Which rule applies, and what governs it.
+    pub rules: Arc<Rules>,
+    /// What this sidecar keeps of its calls to this port, whatever the snapshot.
+    pub destination: Arc<Destination>,
     /// Who serves it.
-    pub endpoints: Vec<Arc<Endpoint>>,
+    pub endpoints: Arc<Group<Endpoint>>,
 }
 
 impl Snapshot {
@@ -72,10 +75,9 @@ impl Snapshot {
         state: &State,
         revision: u64,
         changed: impl IntoIterator<Item = &'a str>,
-        source: &ServiceName,
-        metrics: &Arc<Metrics>,
+        compiler: &Compiler<'_>,
     ) -> Self {
-        let mut services = self.services.clone();
+        let (mut services, now) = (self.services.clone(), Instant::now());
         for name in changed {
             let entry = match state.service(name) {
                 None => {
@@ -88,7 +90,7 @@ impl Snapshot {
                         Some(Entry::Known(old)) => Some(old.as_ref()),
                         Some(Entry::Unknown) | None => None,
                     };
-                    Entry::Known(Arc::new(Service::compile(facts, old, source, metrics)))
+                    Entry::Known(Arc::new(compiler.service(facts, state, old, now)))
                 }
             };
             services.insert(name.into(), entry);
@@ -98,43 +100,6 @@ impl Snapshot {
 }
 
 impl Service {
-    fn compile(
-        facts: &ServiceFacts,
-        old: Option<&Self>,
-        source: &ServiceName,
-        metrics: &Arc<Metrics>,
-    ) -> Self {
-        let compile_port = |(&number, port): (&u16, &PortFacts)| {
-            let edge = metrics.edge(Direction::Outbound, source.as_str(), facts.name.as_str(), DEFAULT_ROUTE);
-            let endpoints = facts
-                .endpoints
-                .iter()
-                .filter(|((_, port), _)| *port == number)
-                .filter_map(|((workload, _), endpoint)| {
-                    Self::keep(old, number, workload, endpoint)
-                        .or_else(|| new_endpoint(&facts.name, number, workload, endpoint))
-                })
-                .collect();
-            (
-                number,
-                ServicePort { protocol: port.protocol, routes: RouteTable::new(Route { edge }), endpoints },
-            )
-        };
-        Self { name: facts.name.clone(), ports: facts.ports.iter().map(compile_port).collect() }
-    }
-
-    /// The endpoint as it was, with its connections and what was learned of it, if it is still the same.
-    fn keep(old: Option<&Self>, port: u16, workload: &str, facts: &EndpointFacts) -> Option<Arc<Endpoint>> {
-        let endpoints = &old?.ports.get(&port)?.endpoints;
-        let kept = endpoints.iter().find(|endpoint| {
-            *endpoint.workload == *workload
-                && endpoint.address == facts.address
-                && endpoint.identity == facts.identity
-        })?;
-        kept.set_healthy(facts.healthy);
-        Some(kept.clone())
-    }
-
     /// One port, if the service has it.
     pub fn port(&self, number: u16) -> Option<&ServicePort> {
         self.ports.get(&number)
@@ -144,17 +109,6 @@ impl Service {
     pub fn ports(&self) -> impl Iterator<Item = (u16, &ServicePort)> {
         self.ports.iter().map(|(number, port)| (*number, port))
     }
-}
-
-fn new_endpoint(
-    service: &ServiceName,
-    port: u16,
-    workload: &str,
-    facts: &EndpointFacts,
-) -> Option<Arc<Endpoint>> {
-    // Two labels, a number and a suffix: always a DNS name.
-    let server_name = ServerName::try_from(server_name(service, port)).ok()?;
-    Some(Arc::new(Endpoint::new(workload, facts.address, facts.identity.clone(), server_name, facts.healthy)))
 }
 
 /// The SNI that names a service port to a sidecar: `80.orders.shop.mesh`.

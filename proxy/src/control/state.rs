@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use outrigger_api::resource::policy::{self, TrafficPolicySpec};
 use outrigger_api::resource::{DEFAULT_SAMPLING_RATIO, Protocol, Resource};
@@ -17,6 +18,8 @@ pub struct State {
     services: HashMap<String, Held>,
     /// What governs the calls of a service, by the service's name.
     policies: HashMap<String, Policies>,
+    /// Names of the ports of services this sidecar stands in front of.
+    port_names: HashMap<String, BTreeMap<u32, String>>,
     /// Services whose newest full form was refused: deltas on it make no sense until the next one.
     behind: HashSet<String>,
     mesh: Mesh,
@@ -28,8 +31,9 @@ struct Mesh {
     defaults: TrafficPolicySpec,
 }
 
-/// Policies and routes of one service, by kind, namespace and name.
-pub type Policies = BTreeMap<(String, String, String), Resource>;
+/// Policies and routes of one service, in the order the registry sent them: of kind, namespace and
+/// name.
+pub type Policies = Arc<Vec<Resource>>;
 
 impl Default for Mesh {
     fn default() -> Self {
@@ -115,6 +119,12 @@ impl State {
         self.policies.get(name)
     }
 
+    /// The name of a port of a service this sidecar stands in front of, if it has one.
+    pub fn port_name(&self, service: &str, port: u16) -> Option<&str> {
+        let name = self.port_names.get(service)?.get(&port.into())?;
+        Some(name.as_str()).filter(|name| !name.is_empty())
+    }
+
     /// What is known of a service, if it was asked about and answered.
     pub fn service(&self, name: &str) -> Option<&Held> {
         self.services.get(name)
@@ -129,6 +139,7 @@ impl State {
     pub fn forget(&mut self, name: &str) {
         self.services.remove(name);
         self.policies.remove(name);
+        self.port_names.remove(name);
         self.behind.remove(name);
     }
 
@@ -211,32 +222,32 @@ impl State {
 
     /// A policy that cannot be used leaves its old form in force, if there was one.
     fn apply_policies(&mut self, message: v1::ServicePolicies, applied: &mut Applied) {
-        let mut old = self.policies.remove(&message.service).unwrap_or_default();
-        let mut new = Policies::new();
+        let old = self.policies.remove(&message.service).unwrap_or_default();
+        let mut new = Vec::with_capacity(message.resources.len());
         for sent in message.resources {
-            let key = (sent.kind, sent.namespace, sent.name);
+            let is_it = |resource: &Resource| {
+                resource.kind() == sent.kind
+                    && resource.namespace() == sent.namespace
+                    && resource.name() == sent.name
+            };
             let parsed = Resource::from_json(&sent.json).map_err(|error| error.message);
-            match parsed.and_then(|resource| same_name(&key, resource)) {
-                Ok(resource) => _ = new.insert(key, resource),
-                Err(reason) => {
-                    let (kind, namespace, name) = &key;
-                    let resource = format!("{kind}/{namespace}/{name}");
+            match parsed {
+                Ok(resource) if is_it(&resource) => new.push(resource),
+                other => {
+                    let reason = other.err().unwrap_or_else(|| "its document names another resource".into());
+                    let resource = format!("{}/{}/{}", sent.kind, sent.namespace, sent.name);
                     applied.refused.push(Refused { resource, reason });
-                    new.extend(old.remove_entry(&key));
+                    new.extend(old.iter().find(|resource| is_it(resource)).cloned());
                 }
             }
         }
+        let names = message.ports.into_iter().map(|port| (port.number, port.name)).collect();
+        self.port_names.insert(message.service.clone(), names);
         if !new.is_empty() {
-            self.policies.insert(message.service.clone(), new);
+            self.policies.insert(message.service.clone(), Arc::new(new));
         }
         applied.changed.insert(message.service);
     }
-}
-
-fn same_name(key: &(String, String, String), resource: Resource) -> Result<Resource, String> {
-    let (kind, namespace, name) = key;
-    let same = resource.kind() == kind && resource.namespace() == namespace && resource.name() == name;
-    if same { Ok(resource) } else { Err("its document names another resource".to_owned()) }
 }
 
 fn describe(change: &v1::Change) -> String {
@@ -412,6 +423,7 @@ mod tests {
         Change::Policies(v1::ServicePolicies {
             service: "orders.shop".into(),
             resources: resources.iter().map(sent).collect(),
+            ports: Vec::new(),
         })
     }
 
@@ -420,8 +432,8 @@ mod tests {
             Resource::TrafficPolicy { spec, .. } => spec.retries.as_ref().and_then(|r| r.attempts),
             _ => None,
         };
-        let held = state.policies("orders.shop").into_iter().flatten();
-        held.map(|((_, _, name), resource)| (name.as_str(), of(resource))).collect()
+        let held = state.policies("orders.shop").into_iter().flat_map(|held| held.iter());
+        held.map(|resource| (resource.name(), of(resource))).collect()
     }
 
     #[test]

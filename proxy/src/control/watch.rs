@@ -14,9 +14,11 @@ use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::compile::Compiler;
 use super::link::Link;
 use super::state::State;
 use super::status::Status;
+use crate::config::Served;
 use crate::shared::Shared;
 
 /// Names the registry did not know that are remembered; the oldest is forgotten beyond.
@@ -170,6 +172,14 @@ impl Watch {
         self.revision = update.revision;
         let applied = self.state.apply(update);
         for name in &applied.changed {
+            if self.serves(name)
+                && let Some(served) = self.shared.served.get()
+            {
+                served.govern(name, &self.state, &self.shared.config);
+                if !self.subscribed.contains(name) {
+                    continue;
+                }
+            }
             if !self.subscribed.contains(name) {
                 // It was on its way when the subscription ended: nobody would tell of its next change.
                 self.state.forget(name);
@@ -186,11 +196,21 @@ impl Watch {
 
     fn publish<'a>(&self, changed: impl IntoIterator<Item = &'a str>) {
         let Some(caller) = self.shared.caller.get() else { return };
-        let metrics = &self.shared.metrics;
-        let snapshot =
-            self.shared.directory.load().next(&self.state, self.revision, changed, &caller.source, metrics);
+        let Shared { config, metrics, .. } = self.shared.as_ref();
+        let compiler = Compiler { config, source: &caller.source, metrics };
+        let snapshot = self.shared.directory.load().next(&self.state, self.revision, changed, &compiler);
         metrics.snapshot_version.set(i64::try_from(self.revision).unwrap_or(i64::MAX));
         self.shared.directory.store(snapshot);
+    }
+
+    /// Whether the application behind this sidecar serves it.
+    fn serves(&self, name: &str) -> bool {
+        let served = |name: &ServiceName| {
+            let same = |served: &Served| served.name == name.name();
+            let namespace = self.shared.caller.get().map(|caller| caller.namespace.as_str());
+            namespace == Some(name.namespace()) && self.shared.config.services.iter().any(same)
+        };
+        ServiceName::parse(name).is_ok_and(|name| served(&name))
     }
 
     /// Adds a name, and drops the oldest one that does not exist when there are too many.

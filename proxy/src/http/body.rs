@@ -1,9 +1,9 @@
 //! The one body type of the proxy, and the response body that finishes a request's record.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 use http_body::{Body as _, Frame, SizeHint};
@@ -12,7 +12,11 @@ use tokio::time::Sleep;
 
 use super::headers;
 use super::replay::RequestBody;
-use crate::balance::EndpointState;
+use crate::balance::FailureKind;
+use crate::outbound::watch::Watch;
+use crate::policy::inherited::Remembered;
+use crate::policy::limit::adaptive::Sample;
+use crate::policy::limit::{BoundPermit, Permit};
 use crate::pool::Lease;
 use crate::reason::Reason;
 use crate::telemetry::record::RequestRecord;
@@ -24,6 +28,8 @@ pub enum Body {
     Empty,
     /// A text of the mesh's own.
     Full(Option<Bytes>),
+    /// A copy that was kept: what is left of it, and its trailers.
+    Kept(VecDeque<Bytes>, Option<http::HeaderMap>),
     /// A client's body on its way up.
     Request(RequestBody),
     /// An upstream's body on its way down.
@@ -44,6 +50,10 @@ impl http_body::Body for Body {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Full(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+            Self::Kept(chunks, trailers) => Poll::Ready(match chunks.pop_front() {
+                Some(chunk) => Some(Ok(Frame::data(chunk))),
+                None => trailers.take().map(|trailers| Ok(Frame::trailers(trailers))),
+            }),
             Self::Request(body) => Pin::new(body).poll_frame(context).map_err(Into::into),
             Self::Response(body) => body.poll(context),
         }
@@ -53,6 +63,7 @@ impl http_body::Body for Body {
         match self {
             Self::Empty => true,
             Self::Full(text) => text.is_none(),
+            Self::Kept(chunks, trailers) => chunks.is_empty() && trailers.is_none(),
             Self::Request(body) => body.is_end_stream(),
             Self::Response(body) => body.upstream.is_end_stream(),
         }
@@ -64,34 +75,77 @@ impl http_body::Body for Body {
             Self::Full(text) => SizeHint::with_exact(
                 text.as_ref().map_or(0, |text| u64::try_from(text.len()).unwrap_or(u64::MAX)),
             ),
+            Self::Kept(chunks, _) => {
+                let bytes = chunks.iter().map(|chunk| u64::try_from(chunk.len()).unwrap_or(u64::MAX));
+                SizeHint::with_exact(bytes.sum())
+            }
             Self::Request(body) => body.size_hint(),
             Self::Response(body) => body.upstream.size_hint(),
         }
     }
 }
 
-/// Counts a request as in flight at an endpoint until dropped.
+/// What ends with a response's body, and is told how it went.
 #[derive(Debug)]
-pub struct InFlight(Arc<dyn HasState>);
-
-/// Something with an endpoint's state in it.
-pub trait HasState: Send + Sync + std::fmt::Debug {
-    /// The state.
-    fn endpoint_state(&self) -> &EndpointState;
+pub enum Held {
+    /// At the client's sidecar.
+    Outbound {
+        /// Learns how the attempt went.
+        watch: Watch,
+        /// The request's place among those on their way to the destination.
+        permit: BoundPermit,
+    },
+    /// At the server's sidecar.
+    Inbound {
+        /// The request's place in the application, and what its latency teaches.
+        permit: Permit,
+        /// See [`Permit::finish`].
+        sample: Sample,
+        /// What calls made for this request inherit.
+        remembered: Remembered,
+    },
 }
 
-impl InFlight {
-    /// Begins to count.
-    pub fn begin(endpoint: Arc<dyn HasState>) -> Self {
-        endpoint.endpoint_state().begin();
-        Self(endpoint)
+impl Held {
+    fn on_data(&mut self) {
+        if let Self::Outbound { watch, .. } = self {
+            watch.spoke();
+        }
+    }
+
+    fn on_trailers(&mut self, trailers: &http::HeaderMap) {
+        if let Self::Outbound { watch, .. } = self {
+            watch.trailed(headers::grpc_status(trailers));
+        }
+    }
+
+    fn on_break(&mut self) {
+        if let Self::Outbound { watch, .. } = self {
+            watch.failed(FailureKind::Status);
+        }
+    }
+
+    fn end(self) {
+        match self {
+            Self::Outbound { mut watch, permit } => {
+                watch.trailed(None);
+                drop(permit);
+            }
+            Self::Inbound { permit, sample, remembered } => {
+                drop(remembered);
+                permit.finish(sample, Instant::now());
+            }
+        }
     }
 }
 
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.endpoint_state().end();
-    }
+/// How long a response may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Times {
+    /// Without moving.
+    pub idle: Duration,
+    /// At all.
+    pub deadline: Option<Instant>,
 }
 
 /// An upstream's body: counted, timed, and the owner of what ends with it.
@@ -99,23 +153,17 @@ impl Drop for InFlight {
 pub struct ResponseBody {
     upstream: Incoming,
     record: RequestRecord,
-    idle: Duration,
+    times: Times,
     timer: Option<Pin<Box<Sleep>>>,
-    /// Freed when the body ends: the endpoint's count and the connection.
-    _in_flight: Option<InFlight>,
+    /// Freed when the body ends.
+    held: Option<Held>,
     lease: Option<Lease>,
 }
 
 impl ResponseBody {
-    /// Passes `upstream` on; a body that stands still for `idle` fails.
-    pub fn new(
-        upstream: Incoming,
-        record: RequestRecord,
-        idle: Duration,
-        in_flight: Option<InFlight>,
-        lease: Option<Lease>,
-    ) -> Self {
-        let mut body = Self { upstream, record, idle, timer: None, _in_flight: in_flight, lease };
+    /// Passes `upstream` on; a body that stands still for too long, or is late, fails.
+    pub fn new(upstream: Incoming, record: RequestRecord, times: Times, held: Held, lease: Lease) -> Self {
+        let mut body = Self { upstream, record, times, timer: None, held: Some(held), lease: Some(lease) };
         if body.upstream.is_end_stream() {
             body.end();
         }
@@ -124,40 +172,22 @@ impl ResponseBody {
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match Pin::new(&mut self.upstream).poll_frame(context) {
-            Poll::Pending => {
-                let idle = self.idle;
-                let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(idle)));
-                match timer.as_mut().poll(context) {
-                    Poll::Pending => Poll::Pending,
-                    Poll::Ready(()) => {
-                        self.record.explained(Reason::IdleTimeout);
-                        Poll::Ready(Some(Err(format!("the response body did not move for {idle:?}").into())))
-                    }
-                }
-            }
+            Poll::Pending => self.poll_timer(context),
             Poll::Ready(Some(Ok(frame))) => {
                 self.timer = None;
-                let frame = match frame.into_trailers() {
-                    Ok(mut trailers) => {
-                        self.record.grpc_status(&trailers);
-                        headers::strip_claims(&mut trailers);
-                        Frame::trailers(trailers)
-                    }
-                    Err(frame) => frame,
-                };
-                if let Some(data) = frame.data_ref() {
-                    self.record.response_bytes += u64::try_from(data.remaining()).unwrap_or(u64::MAX);
-                }
-                // After the last announced byte nobody may ask for the end of the stream.
-                if self.upstream.is_end_stream() || self.upstream.size_hint().exact() == Some(0) {
-                    self.end();
-                }
-                Poll::Ready(Some(Ok(frame)))
+                Poll::Ready(Some(Ok(self.pass(frame))))
             }
             Poll::Ready(Some(Err(error))) => {
                 self.record.explained(Reason::UpstreamReset);
-                self.lease = None;
+                self.broke();
                 Poll::Ready(Some(Err(error.into())))
+            }
+            // hyper takes a stream reset without an error code for the end of the body; a part of a
+            // response must never pass for all of it.
+            Poll::Ready(None) if self.is_cut_short() => {
+                self.record.explained(Reason::UpstreamReset);
+                self.broke();
+                Poll::Ready(Some(Err("the stream was reset before the end of the response".into())))
             }
             Poll::Ready(None) => {
                 self.end();
@@ -166,8 +196,68 @@ impl ResponseBody {
         }
     }
 
+    /// Whether the end of the upstream's body is not one that the upstream announced.
+    fn is_cut_short(&self) -> bool {
+        matches!(self.lease, Some(Lease::H2(_))) && !self.upstream.is_end_stream()
+    }
+
+    fn poll_timer(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Times { idle, deadline } = self.times;
+        let timer = self.timer.get_or_insert_with(|| {
+            let idle_at = tokio::time::Instant::now() + idle;
+            let at = deadline.map_or(idle_at, |deadline| idle_at.min(deadline.into()));
+            Box::pin(tokio::time::sleep_until(at))
+        });
+        std::task::ready!(timer.as_mut().poll(context));
+        let late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        let (reason, text) = if late {
+            (Reason::DeadlineExceeded, "the deadline of the request has passed".to_owned())
+        } else {
+            (Reason::IdleTimeout, format!("the response body did not move for {idle:?}"))
+        };
+        self.record.explained(reason);
+        self.broke();
+        Poll::Ready(Some(Err(text.into())))
+    }
+
+    fn pass(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
+        let frame = match frame.into_trailers() {
+            Ok(mut trailers) => {
+                self.record.grpc_status(&trailers);
+                if let Some(held) = &mut self.held {
+                    held.on_trailers(&trailers);
+                }
+                headers::strip_claims(&mut trailers);
+                Frame::trailers(trailers)
+            }
+            Err(frame) => frame,
+        };
+        if let Some(data) = frame.data_ref() {
+            self.record.response_bytes += u64::try_from(data.remaining()).unwrap_or(u64::MAX);
+            if let Some(held) = &mut self.held {
+                held.on_data();
+            }
+        }
+        // After the last announced byte nobody may ask for the end of the stream.
+        if self.upstream.is_end_stream() || self.upstream.size_hint().exact() == Some(0) {
+            self.end();
+        }
+        frame
+    }
+
+    /// It cannot go on.
+    fn broke(&mut self) {
+        if let Some(mut held) = self.held.take() {
+            held.on_break();
+        }
+        self.lease = None;
+    }
+
     fn end(&mut self) {
         self.record.completed();
+        if let Some(held) = self.held.take() {
+            held.end();
+        }
         if let Some(lease) = self.lease.take() {
             lease.give_back();
         }

@@ -6,7 +6,7 @@ use http::header::{
 };
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version};
 
 use crate::telemetry::metrics::WireProtocol;
 use crate::telemetry::record::Spoken;
@@ -128,6 +128,14 @@ pub fn spoken(headers: &HeaderMap, version: Version) -> Spoken {
     Spoken { protocol, http2 }
 }
 
+/// The gRPC status, where there is one: in the head of a trailers-only response, or in trailers. What
+/// is no code is UNKNOWN, as gRPC asks ("Status codes and their use in gRPC").
+pub fn grpc_status(headers: &HeaderMap) -> Option<u8> {
+    let status = headers.get("grpc-status")?;
+    let code = std::str::from_utf8(status.as_bytes()).ok().and_then(|text| text.parse().ok());
+    Some(code.filter(|code| *code <= 16).unwrap_or(2))
+}
+
 /// The HTTP version the client used towards its own sidecar, as that sidecar says.
 pub fn client_version(headers: &HeaderMap) -> Version {
     if headers.get(&VERSION).is_some_and(|version| version == "2") {
@@ -139,8 +147,8 @@ pub fn client_version(headers: &HeaderMap) -> Version {
 
 /// Whether the request may be repeated although it may have had an effect: an idempotent method
 /// (RFC 9110 section 9.2.2), or a key by which the application recognises the repetition.
-pub fn repeatable<B>(request: &Request<B>) -> bool {
-    request.method().is_idempotent() || request.headers().contains_key(IDEMPOTENCY_KEY)
+pub fn repeatable(method: &Method, headers: &HeaderMap) -> bool {
+    method.is_idempotent() || headers.contains_key(IDEMPOTENCY_KEY)
 }
 
 /// The request's target authority: absolute-form and `:authority` win over `Host` (RFC 9112
@@ -148,15 +156,15 @@ pub fn repeatable<B>(request: &Request<B>) -> bool {
 ///
 /// # Errors
 /// What is missing or ambiguous.
-pub fn authority<B>(request: &Request<B>) -> Result<&str, &'static str> {
-    if let Some(authority) = request.uri().authority() {
+pub fn authority(head: &Parts) -> Result<&str, &'static str> {
+    if let Some(authority) = head.uri.authority() {
         return if authority.as_str().contains('@') {
             Err("the target must not carry user information")
         } else {
             Ok(authority.as_str())
         };
     }
-    let mut hosts = request.headers().get_all(HOST).iter();
+    let mut hosts = head.headers.get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {
         (Some(host), None) => {
             let host = host.to_str().map_err(|_| "the Host header is not text")?;
@@ -191,6 +199,8 @@ pub fn settle_authority(head: &mut Parts) -> Result<(), &'static str> {
 
 #[cfg(test)]
 mod tests {
+    use http::Request;
+
     use super::*;
 
     #[test]
@@ -243,7 +253,7 @@ mod tests {
             for host in hosts {
                 request = request.header("host", *host);
             }
-            request.body(()).unwrap()
+            request.body(()).unwrap().into_parts().0
         };
         assert_eq!(authority(&request("/x", &["orders.shop:80"])), Ok("orders.shop:80"));
         assert_eq!(authority(&request("http://orders.shop/x", &["other"])), Ok("orders.shop"));
@@ -256,15 +266,15 @@ mod tests {
 
     #[test]
     fn only_idempotent_and_keyed_requests_repeat() {
-        let request = |method: &str| Request::builder().method(method).body(()).unwrap();
+        let request = |method: &str| Request::builder().method(method).body(()).unwrap().into_parts().0;
         for method in ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"] {
-            assert!(repeatable(&request(method)), "{method}");
+            assert!(repeatable(&request(method).method, &HeaderMap::new()), "{method}");
         }
         for method in ["POST", "PATCH", "CONNECT", "CUSTOM"] {
-            assert!(!repeatable(&request(method)), "{method}");
+            assert!(!repeatable(&request(method).method, &HeaderMap::new()), "{method}");
         }
         let mut keyed = request("POST");
-        keyed.headers_mut().insert(IDEMPOTENCY_KEY, HeaderValue::from_static("k"));
-        assert!(repeatable(&keyed));
+        keyed.headers.insert(IDEMPOTENCY_KEY, HeaderValue::from_static("k"));
+        assert!(repeatable(&keyed.method, &keyed.headers));
     }
 }

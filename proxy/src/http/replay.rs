@@ -114,6 +114,18 @@ impl Replay {
         })
     }
 
+    /// Whether another attempt could start over.
+    pub fn replayable(&self) -> bool {
+        let state = self.state();
+        state.kept.is_some() && state.failed.is_none()
+    }
+
+    /// The whole body, if it has been read to its end and kept: chunks and trailers.
+    pub fn whole(&self) -> Option<(Vec<Bytes>, Option<HeaderMap>)> {
+        let state = self.state();
+        state.kept.clone().filter(|_| state.ended).map(|kept| (kept, state.trailers.clone()))
+    }
+
     /// Bytes read from the client so far.
     pub fn bytes(&self) -> u64 {
         self.state().bytes

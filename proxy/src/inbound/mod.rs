@@ -1,7 +1,9 @@
 //! The peers' side: calls of other sidecars come in here over mutual TLS and leave for the
 //! application.
 
+pub mod exchange;
 pub mod handle;
+pub mod policy;
 pub mod served;
 
 use std::convert::Infallible;

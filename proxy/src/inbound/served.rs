@@ -3,16 +3,25 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
+use std::time::Instant;
 
-use outrigger_api::resource::Protocol;
+use arc_swap::{ArcSwap, Guard};
+use outrigger_api::resource::policy::TrafficPolicySpec;
+use outrigger_api::resource::{Protocol, Resource};
 use outrigger_common::identity::SpiffeId;
 use outrigger_common::name::{InvalidName, ServiceName};
 use outrigger_common::tasks::Tasks;
+use tokio::sync::watch;
 
+use super::policy::{self, PortPolicy, Served};
 use crate::config::Config;
 use crate::control::snapshot::server_name;
+use crate::control::state::State;
+use crate::outbound::policy::server_budget;
+use crate::policy::budget::ServerBudget;
+use crate::policy::limit::Concurrency;
 use crate::pool::app::{self, AppLimits, AppPool};
-use crate::route::DEFAULT_ROUTE;
+use crate::route::{DEFAULT_ROUTE, Invalid};
 use crate::telemetry::edge::Edge;
 use crate::telemetry::metrics::{Direction, Metrics};
 
@@ -29,6 +38,15 @@ pub struct ServedPort {
     pub protocol: Protocol,
     /// Connections to the application.
     pub app: Arc<AppPool>,
+    /// The port, as callers name it.
+    pub number: u16,
+    /// Which share of the requests may be retries.
+    pub budget: ServerBudget,
+    /// How many requests the application has at once.
+    pub concurrency: Arc<Concurrency>,
+    policy: ArcSwap<PortPolicy>,
+    /// Counts the policies, so that live connections look again.
+    version: watch::Sender<u64>,
     metrics: Arc<Metrics>,
     edges: RwLock<Edges>,
 }
@@ -62,11 +80,17 @@ impl ServedPorts {
             header_bytes: config.limits.header_bytes,
             max_age: config.pool.max_age,
         };
-        let mut ports = HashMap::new();
+        let (mut ports, now) = (HashMap::new(), Instant::now());
+        let built_in = TrafficPolicySpec::built_in();
         for served in &config.services {
             let service = ServiceName::new(namespace, &served.name)?;
             let port = ServedPort {
                 protocol: served.protocol,
+                number: served.port,
+                budget: ServerBudget::new(server_budget(&built_in), now),
+                concurrency: Concurrency::new(policy::concurrency(&built_in), now),
+                policy: ArcSwap::from_pointee(PortPolicy::open(config)),
+                version: watch::Sender::new(0),
                 app: app::swept(served.target, limits, tasks),
                 metrics: metrics.clone(),
                 edges: RwLock::default(),
@@ -82,6 +106,17 @@ impl ServedPorts {
         self.0.get(server_name).cloned()
     }
 
+    /// Puts the newest policies in force at the ports of a service; what cannot be compiled leaves the
+    /// ones before. On the control thread.
+    pub fn govern(&self, service: &str, state: &State, config: &Config) {
+        for port in self.0.values().filter(|port| port.service.as_str() == service) {
+            let policies = state.policies(service).cloned().unwrap_or_default();
+            if let Err(error) = port.govern(&policies, state, config) {
+                tracing::error!(service, port = port.number, %error, "policies left out; those before stay");
+            }
+        }
+    }
+
     /// Every port, for people.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &ServedPort)> {
         self.0.iter().map(|(name, port)| (name.as_str(), port.as_ref()))
@@ -89,6 +124,29 @@ impl ServedPorts {
 }
 
 impl ServedPort {
+    /// The policy in force.
+    pub fn policy(&self) -> Guard<Arc<PortPolicy>> {
+        self.policy.load()
+    }
+
+    /// Changes with each policy.
+    pub fn policy_version(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+
+    fn govern(&self, policies: &[Resource], state: &State, config: &Config) -> Result<(), Invalid> {
+        let now = Instant::now();
+        let name = state.port_name(self.service.as_str(), self.number);
+        let served = Served { service: &self.service, port: self.number, port_name: name };
+        let old = self.policy.load_full();
+        let (policy, spec) = PortPolicy::compile(policies, state.defaults(), &served, (&old, config, now))?;
+        self.budget.update(server_budget(&spec));
+        self.concurrency.update(policy::concurrency(&spec), now);
+        self.policy.store(Arc::new(policy));
+        self.version.send_modify(|version| *version += 1);
+        Ok(())
+    }
+
     /// The edge from `source`, the service `caller` says it is.
     pub fn edge(&self, caller: &SpiffeId, source: &str) -> Arc<Edge> {
         if let Some(edge) = self.edges.read().expect("no holder of this lock panics").by_source.get(source) {

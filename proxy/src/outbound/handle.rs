@@ -1,125 +1,174 @@
 //! The outbound path, top to bottom.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use http::header::LOCATION;
 use http::request::Parts;
-use http::{HeaderValue, Method, Request, Response, Version};
+use http::{HeaderValue, Request, Response, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
-use outrigger_common::name::ServiceName;
 
-use super::destination::{self, Destination};
-use super::retry::{self, Payload, Sent, Target};
-use crate::control::snapshot::{Service, Snapshot};
+use super::call::{Call, Payload, Terms};
+use super::find::{self, Addressed, Decision, Way};
+use super::retry::{self, Sent};
+use super::{mirror, terms};
+use crate::control::snapshot::Snapshot;
 use crate::error::ProxyError;
-use crate::http::body::{Body, ResponseBody};
+use crate::http::body::{Body, Held, ResponseBody, Times};
 use crate::http::headers;
 use crate::http::replay::Replay;
+use crate::policy::limit::BoundPermit;
 use crate::pool::Lease;
 use crate::reason::Reason;
 use crate::respond;
-use crate::route::DEFAULT_ROUTE;
+use crate::route::condition::Head;
+use crate::route::filter::Redirect;
 use crate::shared::{Caller, Shared};
-use crate::telemetry::edge::Edge;
-use crate::telemetry::metrics::Direction;
 use crate::telemetry::record::RequestRecord;
 use crate::telemetry::trace::TraceContext;
 
-/// The destination's label where the client named nothing the registry knows: a client must not
-/// choose labels.
-const UNKNOWN: &str = "unknown";
-
-/// Carries one request of the application to another sidecar and the response back.
-pub async fn handle(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<Body> {
-    let now = Instant::now();
+/// Carries one request of the application, whose connection comes from `from`, to another sidecar and
+/// the response back.
+pub async fn handle(shared: &Arc<Shared>, from: SocketAddr, request: Request<Incoming>) -> Response<Body> {
+    let at = Instant::now();
     let snapshot = shared.directory.load_full(); // once: one request, one view
     let trace = TraceContext::from_headers(request.headers(), shared.sampling(&snapshot));
     let spoken = headers::spoken(request.headers(), request.version());
-    match route(shared, &snapshot, &request).await {
-        Err(error) => respond::with_error(&error, RequestRecord::start(nowhere(shared), now, spoken, trace)),
-        Ok(routed) => {
-            let record = RequestRecord::start(routed.edge.clone(), now, spoken, trace);
-            forward(shared, routed, request, record).await
-        }
-    }
-}
-
-/// A request whose destination is known.
-struct Routed<'a> {
-    service: Arc<Service>,
-    port: u16,
-    edge: Arc<Edge>,
-    caller: &'a Caller,
-}
-
-/// Where the request goes, and under which rule.
-async fn route<'a>(
-    shared: &'a Shared,
-    snapshot: &Snapshot,
-    request: &Request<Incoming>,
-) -> Result<Routed<'a>, ProxyError> {
-    if request.method() == Method::CONNECT {
-        return Err(ProxyError::MethodNotSupported(Method::CONNECT));
-    }
-    let authority = headers::authority(request).map_err(ProxyError::BadRequest)?;
-    let Some(caller) = shared.caller.get() else {
-        return Err(ProxyError::DiscoveryUnavailable(format!(
-            "{authority}: this sidecar has no certificate yet"
-        )));
+    let (head, body) = request.into_parts();
+    let refuse =
+        |error: &ProxyError, edge| respond::with_error(error, RequestRecord::start(edge, at, spoken, trace));
+    let addressed = match find::addressed(shared, &snapshot, &head).await {
+        Ok(addressed) => addressed,
+        Err(error) => return refuse(&error, find::nowhere(shared)),
     };
-    let (name, port) = resolve(shared, caller, authority)?;
-    let service = shared.directory.find(snapshot, &name, shared.config.timeouts.discovery).await?;
-    let Some(found) = service.port(port) else {
-        return Err(ProxyError::UnknownPort { service: name.to_string(), port });
+    let mut rng = fastrand::Rng::with_seed(fastrand::u64(..));
+    let decision = match addressed.decide(&head, spoken.is_grpc(), &mut rng) {
+        Ok(decision) => decision,
+        Err((error, edge)) => return refuse(&error, edge),
     };
-    let edge = found.routes.find().edge.clone();
-    Ok(Routed { service, port, edge, caller })
-}
-
-fn resolve(shared: &Shared, caller: &Caller, authority: &str) -> Result<(ServiceName, u16), ProxyError> {
-    match destination::parse(authority, &caller.namespace) {
-        Destination::Service { name, port } => Ok((name, port)),
-        Destination::Local { port } if shared.own.has_port(port) => {
-            Err(ProxyError::Loop(authority.to_owned()))
-        }
-        Destination::Local { .. } | Destination::NotAService => {
-            Err(ProxyError::UnknownService(authority.to_owned()))
-        }
-        Destination::Malformed => Err(ProxyError::BadRequest("the target is not host or host:port")),
+    let mut record = RequestRecord::start(decision.edge.clone(), at, spoken, trace);
+    record.with_span(&shared.spans, &head);
+    if let Way::Redirect(redirect) = decision.way {
+        return redirected(&decision, redirect, (&head, addressed.port), record);
+    }
+    let arrived = Arrived { from, head, body, at, snapshot: &snapshot, rng };
+    match forward(shared, &addressed, &decision, arrived, &mut record).await {
+        Ok(answer) => respond(&decision, answer, record),
+        Err(error) => respond::with_error(&error, record),
     }
 }
 
-/// The edge of requests that go nowhere.
-fn nowhere(shared: &Shared) -> Arc<Edge> {
-    let source = shared.caller.get().map_or(UNKNOWN, |caller| caller.source.as_str());
-    shared.metrics.edge(Direction::Outbound, source, UNKNOWN, DEFAULT_ROUTE)
+/// A request as it came in.
+struct Arrived<'a> {
+    from: SocketAddr,
+    head: Parts,
+    body: Incoming,
+    at: Instant,
+    snapshot: &'a Snapshot,
+    rng: fastrand::Rng,
+}
+
+/// A response to pass on.
+struct Answer {
+    sent: Sent,
+    permit: BoundPermit,
+    deadline: Option<Instant>,
+}
+
+/// Answers with a redirect in the service's place.
+fn redirected(
+    decision: &Decision<'_>,
+    redirect: &Redirect,
+    (head, port): (&Parts, u16),
+    mut record: RequestRecord,
+) -> Response<Body> {
+    let mut response = Response::new(Body::Empty);
+    *response.status_mut() = redirect.status();
+    record.responded(redirect.status());
+    record.explained(Reason::Redirected);
+    record.completed();
+    drop(record);
+    let map = response.headers_mut();
+    map.insert(LOCATION, redirect.location(head, port));
+    decision.edit_response(map);
+    map.insert(headers::REASON, HeaderValue::from_static(Reason::Redirected.as_str()));
+    response
 }
 
 async fn forward(
     shared: &Arc<Shared>,
-    routed: Routed<'_>,
-    request: Request<Incoming>,
-    mut record: RequestRecord,
-) -> Response<Body> {
-    let repeatable = headers::repeatable(&request);
-    let (mut head, body) = request.into_parts();
-    record.with_span(&shared.spans, &head);
-    if let Err(error) = prepare(&mut head, routed.caller, &record) {
-        return respond::with_error(&error, record);
+    addressed: &Addressed<'_>,
+    decision: &Decision<'_>,
+    arrived: Arrived<'_>,
+    record: &mut RequestRecord,
+) -> Result<Answer, ProxyError> {
+    let Arrived { from, mut head, body, at, snapshot, mut rng } = arrived;
+    let (service, port) = addressed.target(shared, snapshot, decision).await?;
+    let policy = decision.policy();
+    let destination = match service.port(port) {
+        Some(port) => &port.destination,
+        None => return Err(ProxyError::UnknownPort { service: service.name.to_string(), port }),
+    };
+    let settings = destination.settings();
+    // Before the head becomes ours: the client's own words on deadlines and hashing.
+    let mut terms = terms::of(shared, &head, policy, record, at);
+    terms.hash = settings.hash.as_ref().and_then(|hash| hash.key(&head.headers, from));
+    faults(decision, &head, &terms, &mut rng).await?;
+    if terms.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+        return Err(ProxyError::DeadlineExceeded);
     }
+    decision.edit_request(&mut head)?;
+    prepare(&mut head, addressed.caller, record)?;
+    let Some(permit) = destination.in_flight.try_acquire() else {
+        let limit = destination.in_flight.limit();
+        return Err(ProxyError::InFlightLimit { service: service.name.to_string(), limit });
+    };
     let payload = if body.is_end_stream() {
         Payload::Empty
     } else {
-        let replay = Replay::new(body, shared.config.limits.replay_bytes, shared.config.timeouts.idle);
+        let replay = Replay::new(body, policy.buffer, policy.stream_idle);
         record.request_body(replay.clone());
         Payload::Replay(replay)
     };
-    let target = Target { name: &routed.service.name, port: routed.port, edge: &routed.edge };
-    let result = retry::send(shared, &target, &head, &payload, repeatable).await;
-    match result {
-        Ok(sent) => respond(shared, sent, record),
-        Err(error) => respond::with_error(&error, record),
+    let call = Call {
+        shared,
+        service: &service.name,
+        port,
+        edge: &decision.edge,
+        destination,
+        settings,
+        policy,
+        head: &head,
+        payload: &payload,
+        terms,
+    };
+    let result = retry::send(&call).await;
+    mirror::send(shared, decision.mirrors(&mut rng), &call);
+    Ok(Answer { sent: result?, permit, deadline: terms.deadline })
+}
+
+/// Makes the faults that are asked for.
+async fn faults(
+    decision: &Decision<'_>,
+    head: &Parts,
+    terms: &Terms,
+    rng: &mut fastrand::Rng,
+) -> Result<(), ProxyError> {
+    let Some(faults) = &decision.policy().faults else { return Ok(()) };
+    let Some(action) = faults.decide(&Head::new(head, terms.grpc), rng) else { return Ok(()) };
+    if let Some(delay) = action.delay {
+        decision.edge.fault("delay");
+        let until = Instant::now() + delay;
+        tokio::time::sleep_until(terms.deadline.map_or(until, |at| at.min(until)).into()).await;
+    }
+    match action.abort {
+        None => Ok(()),
+        Some(abort) => {
+            decision.edge.fault("abort");
+            Err(ProxyError::FaultInjected { status: abort.status, grpc: abort.grpc_code.number() })
+        }
     }
 }
 
@@ -145,9 +194,9 @@ fn prepare(head: &mut Parts, caller: &Caller, record: &RequestRecord) -> Result<
 }
 
 /// Passes the response on; the record is finished by its body.
-fn respond(shared: &Shared, sent: Sent, mut record: RequestRecord) -> Response<Body> {
-    let Sent { response, endpoint, in_flight, stream } = sent;
-    record.secured(|| endpoint.identity.to_string());
+fn respond(decision: &Decision<'_>, answer: Answer, mut record: RequestRecord) -> Response<Body> {
+    let Sent { response, watch, stream } = answer.sent;
+    record.secured(|| watch.endpoint().identity.to_string());
     let (mut head, upstream) = response.into_parts();
     head.version = Version::default();
     record.responded(head.status);
@@ -158,16 +207,16 @@ fn respond(shared: &Shared, sent: Sent, mut record: RequestRecord) -> Response<B
         record.processed(Duration::from_micros(processing));
     }
     // The one mesh header the application may see: why the mesh, and not the application, answered.
-    let reason = head.headers.get(&headers::REASON).cloned();
+    let reason = head.headers.get(&headers::REASON).and_then(|reason| Reason::parse(reason.as_bytes()));
     headers::strip_mesh(&mut head.headers);
     headers::strip_hop_by_hop(&mut head.headers);
-    if let Some(reason) = reason.filter(|reason| Reason::parse(reason.as_bytes()).is_some()) {
-        if let Some(reason) = Reason::parse(reason.as_bytes()) {
-            record.explained(reason);
-        }
-        head.headers.insert(headers::REASON, reason);
+    decision.edit_response(&mut head.headers);
+    if let Some(reason) = reason {
+        record.explained(reason);
+        head.headers.insert(headers::REASON, HeaderValue::from_static(reason.as_str()));
     }
-    let idle = shared.config.timeouts.idle;
-    let body = ResponseBody::new(upstream, record, idle, Some(in_flight), Some(Lease::H2(stream)));
+    let times = Times { idle: decision.policy().stream_idle, deadline: answer.deadline };
+    let held = Held::Outbound { watch, permit: answer.permit };
+    let body = ResponseBody::new(upstream, record, times, held, Lease::H2(stream));
     Response::from_parts(head, Body::Response(Box::new(body)))
 }

@@ -1,8 +1,16 @@
 //! The application's side: its calls come in here and leave for other sidecars.
 
+pub mod attempt;
+pub mod call;
 pub mod destination;
+pub mod find;
 pub mod handle;
+pub mod hedge;
+pub mod mirror;
+pub mod policy;
 pub mod retry;
+pub mod terms;
+pub mod watch;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -28,6 +36,7 @@ async fn silent(spoken: &AtomicBool, idle: Duration) {
 /// Serves one connection of the application, HTTP/1.1 or HTTP/2 with prior knowledge, until it ends
 /// or the drain has let its last request finish.
 pub async fn serve(shared: Arc<Shared>, stream: TcpStream) {
+    let Ok(from) = stream.peer_addr() else { return };
     let limits = &shared.config.limits;
     let mut builder = auto::Builder::new(Executor(shared.tasks.clone()));
     builder
@@ -44,7 +53,7 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream) {
     let service = service_fn(|request| {
         spoken.store(true, Ordering::Relaxed);
         let shared = shared.clone();
-        async move { Ok::<_, Infallible>(handle::handle(&shared, request).await) }
+        async move { Ok::<_, Infallible>(handle::handle(&shared, from, request).await) }
     });
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);

@@ -16,8 +16,8 @@ use super::drive::{self, Terms};
 use super::h2::{self, StreamGuard};
 use super::pulse;
 use crate::balance::{Candidate, EndpointState};
+use crate::control::state::EndpointFacts;
 use crate::error::ProxyError;
-use crate::http::body::HasState;
 use crate::telemetry::metrics::Direction;
 
 /// One workload's offer of one service port. It survives snapshots while these facts do not change.
@@ -31,6 +31,10 @@ pub struct Endpoint {
     pub identity: SpiffeId,
     /// Names the service port at the sidecar.
     pub server_name: ServerName<'static>,
+    /// Failure zone, or empty.
+    pub zone: Box<str>,
+    /// Share of requests relative to the others, 1 to 1000.
+    pub weight: u32,
     healthy: AtomicBool,
     state: EndpointState,
     connections: h2::Set,
@@ -38,19 +42,15 @@ pub struct Endpoint {
 
 impl Endpoint {
     /// An endpoint nobody has called yet.
-    pub fn new(
-        workload: &str,
-        address: SocketAddr,
-        identity: SpiffeId,
-        server_name: ServerName<'static>,
-        healthy: bool,
-    ) -> Self {
+    pub fn new(workload: &str, facts: &EndpointFacts, server_name: ServerName<'static>) -> Self {
         Self {
             workload: workload.into(),
-            address,
-            identity,
+            address: facts.address,
+            identity: facts.identity.clone(),
+            zone: facts.zone.as_str().into(),
+            weight: facts.weight,
             server_name,
-            healthy: AtomicBool::new(healthy),
+            healthy: AtomicBool::new(facts.healthy),
             state: EndpointState::new(Instant::now()),
             connections: h2::Set::default(),
         }
@@ -147,10 +147,12 @@ impl Candidate for Endpoint {
     fn key(&self) -> &str {
         &self.workload
     }
-}
 
-impl HasState for Endpoint {
-    fn endpoint_state(&self) -> &EndpointState {
-        &self.state
+    fn weight(&self) -> u32 {
+        self.weight
+    }
+
+    fn zone(&self) -> Option<&str> {
+        Some(&*self.zone).filter(|zone| !zone.is_empty())
     }
 }

@@ -25,10 +25,7 @@ pub mod path;
 pub mod pattern;
 pub mod rule;
 
-use std::sync::Arc;
-
 use self::rule::RouteId;
-use crate::telemetry::edge::Edge;
 
 /// Name of the rule that applies where no other is configured.
 pub const DEFAULT_ROUTE: &str = "default";
@@ -48,29 +45,4 @@ pub struct RouteError {
     pub rule: usize,
     /// Why.
     pub reason: Invalid,
-}
-
-/// A rule, with the metrics of the requests it governs.
-#[derive(Debug)]
-pub struct Route {
-    /// Metrics of the edge under this rule.
-    pub edge: Arc<Edge>,
-}
-
-/// The rules of one service port, in order of precedence.
-#[derive(Debug)]
-pub struct RouteTable {
-    default: Route,
-}
-
-impl RouteTable {
-    /// A table with the default rule alone.
-    pub fn new(default: Route) -> Self {
-        Self { default }
-    }
-
-    /// The rule for a request: always the default one.
-    pub fn find(&self) -> &Route {
-        &self.default
-    }
 }

@@ -12,6 +12,7 @@ use super::edge::Edge;
 use super::metrics::{Direction, Outcome, StatusClass, WireProtocol, seconds};
 use super::spans::{FinishedSpan, SpanSink, text};
 use super::trace::{TraceContext, new_span_id};
+use crate::http::headers;
 use crate::http::replay::Replay;
 use crate::reason::Reason;
 
@@ -45,6 +46,13 @@ pub struct Spoken {
     pub protocol: WireProtocol,
     /// Its HTTP version.
     pub http2: bool,
+}
+
+impl Spoken {
+    /// Whether it is gRPC.
+    pub fn is_grpc(self) -> bool {
+        self.protocol == WireProtocol::Grpc
+    }
 }
 
 /// The port of an authority, 80 where it names none.
@@ -146,13 +154,9 @@ impl RequestRecord {
     }
 
     /// Reads `grpc-status` where it is: the head of a trailers-only response, or the trailers.
-    pub fn grpc_status(&mut self, headers: &http::HeaderMap) {
-        if self.protocol == WireProtocol::Grpc
-            && let Some(status) = headers.get("grpc-status")
-        {
-            let code = std::str::from_utf8(status.as_bytes()).ok().and_then(|text| text.parse().ok());
-            // 2 is UNKNOWN: the label must not hold whatever an application sends.
-            self.grpc_status = Some(code.filter(|code| *code <= 16).unwrap_or(2));
+    pub fn grpc_status(&mut self, map: &http::HeaderMap) {
+        if self.is_grpc() {
+            self.grpc_status = headers::grpc_status(map).or(self.grpc_status);
         }
     }
 

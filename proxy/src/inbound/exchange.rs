@@ -1,0 +1,233 @@
+//! The exchange with the application: a connection, the request in the application's own protocol,
+//! the response head.
+
+use std::time::{Duration, Instant};
+
+use http::header::{HOST, TRANSFER_ENCODING};
+use http::request::Parts;
+use http::{HeaderValue, Request, Response, Uri, Version};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use outrigger_api::resource::Protocol;
+
+use super::served::ServedPort;
+use crate::error::{ProxyError, cause};
+use crate::http::body::Body;
+use crate::http::headers;
+use crate::http::replay::{Failed, Replay};
+use crate::pool::app::{Evidence, Verdict};
+use crate::pool::connector::Reuse;
+use crate::pool::{self, Lease};
+use crate::shared::Shared;
+
+/// What the application answered, and how long it took.
+pub struct Answered {
+    /// Head read, body not.
+    pub response: Response<Incoming>,
+    /// The connection it comes on.
+    pub lease: Lease,
+    /// From the last request byte handed over to the response head.
+    pub processing: Duration,
+}
+
+/// What is sent to the application.
+pub struct Handover<'a> {
+    /// Where to.
+    pub port: &'a ServedPort,
+    /// The head.
+    pub head: Parts,
+    /// The body, if there is one.
+    pub replay: Option<&'a Replay>,
+    /// How the client spoke.
+    pub client: Version,
+    /// When the answer is of no use any more.
+    pub deadline: Option<Instant>,
+}
+
+/// Sends to the application and waits for the response head.
+///
+/// Cancel safety: the connection is closed, or its stream reset.
+///
+/// # Errors
+/// How it failed, and thereby whether the application may have seen the request.
+pub async fn exchange(shared: &Shared, handover: Handover<'_>) -> Result<Answered, ProxyError> {
+    let Handover { port, head, replay, client, deadline } = handover;
+    let body = match replay {
+        None => Body::Empty,
+        // The first attempt always has a body.
+        Some(replay) => replay.attempt().map_or(Body::Empty, Body::Request),
+    };
+    let exchange = async {
+        match app_version(port, client) {
+            Version::HTTP_2 => over_h2(port, h2_request(head, body), replay).await,
+            _ => over_h1(port, h1_request(head, body)?, replay).await,
+        }
+    };
+    let limit = shared.config.timeouts.request;
+    let overdue = async {
+        match (deadline, replay) {
+            // An explicit deadline takes the place of the limit that is always there.
+            (Some(deadline), _) => {
+                tokio::time::sleep_until(deadline.into()).await;
+                ProxyError::DeadlineExceeded
+            }
+            (None, None) => {
+                tokio::time::sleep(limit).await;
+                ProxyError::AppTimeout(limit)
+            }
+            (None, Some(replay)) => {
+                replay.overdue(limit).await;
+                ProxyError::AppTimeout(limit)
+            }
+        }
+    };
+    let result = tokio::select! {
+        result = exchange => result,
+        error = overdue => Err(error),
+    };
+    match result {
+        Ok((response, lease, handed)) => {
+            // An application that answers before the whole request is there is timed from the head.
+            let from = replay.and_then(Replay::sent_at).map_or(handed, |sent| sent.max(handed));
+            Ok(Answered { response, lease, processing: from.elapsed() })
+        }
+        Err(error) => Err(match replay.and_then(Replay::failed) {
+            Some(Failed::Idle) => ProxyError::IdleTimeout(shared.config.timeouts.idle),
+            Some(Failed::Client) => ProxyError::ClientClosed,
+            None => error,
+        }),
+    }
+}
+
+/// The HTTP version the application is spoken to in: as declared, else the client's own.
+fn app_version(port: &ServedPort, client: Version) -> Version {
+    match port.protocol {
+        Protocol::Http1 => Version::HTTP_11,
+        Protocol::Http2 | Protocol::Grpc => Version::HTTP_2,
+        Protocol::Http => client,
+    }
+}
+
+/// Origin-form with `Host`, as RFC 9112 section 3.2.1 asks.
+fn h1_request(mut head: Parts, body: Body) -> Result<Request<Body>, ProxyError> {
+    if let Some(authority) = head.uri.authority() {
+        let host = HeaderValue::try_from(authority.as_str())
+            .map_err(|_| ProxyError::BadRequest("malformed authority"))?;
+        head.headers.insert(HOST, host);
+    }
+    // hyper frames a body of unknown length by the method, and takes none for GET.
+    if body.size_hint().exact().is_none() {
+        head.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+    head.uri =
+        head.uri.path_and_query().map_or_else(|| Uri::from_static("/"), |path| Uri::from(path.clone()));
+    head.version = Version::HTTP_11;
+    Ok(Request::from_parts(head, body))
+}
+
+fn h2_request(mut head: Parts, body: Body) -> Request<Body> {
+    head.version = Version::HTTP_2;
+    Request::from_parts(head, body)
+}
+
+type Exchanged = (Response<Incoming>, Lease, Instant);
+
+async fn over_h1(
+    port: &ServedPort,
+    mut request: Request<Body>,
+    replay: Option<&Replay>,
+) -> Result<Exchanged, ProxyError> {
+    let address = port.app.address();
+    let repeatable = headers::repeatable(request.method(), request.headers());
+    let mut again = false;
+    loop {
+        let kept = if again { None } else { port.app.reuse(Reuse::of(repeatable)).await };
+        let (mut connection, reused) = match kept {
+            Some(connection) => (connection, true),
+            None => (port.app.connect().await?, false),
+        };
+        let copy = (reused && repeatable).then(|| copy(&request, replay)).flatten();
+        let handed = Instant::now();
+        let failed = match connection.send(request).await {
+            Ok(response) => {
+                let lease = Lease::Http1 { pool: port.app.clone(), connection, request: replay.cloned() };
+                return Ok((response, lease, handed));
+            }
+            Err(failed) => failed,
+        };
+        let evidence = Evidence {
+            unsent: failed.unsent.is_some(),
+            refused: false,
+            reused,
+            answered: failed.answered,
+            repeatable: copy.is_some(),
+        };
+        match (evidence.verdict(), failed.unsent.or(copy)) {
+            (Verdict::Again, Some(next)) => request = next,
+            (Verdict::Unsent, _) => return Err(ProxyError::AppUnsent(address)),
+            (Verdict::Again | Verdict::Refused | Verdict::Reset, _) => {
+                return Err(ProxyError::AppReset { address, source: failed.error });
+            }
+        }
+        // A request that was sent goes out once more, and not on a connection that may be next to go.
+        again = !evidence.unsent;
+    }
+}
+
+async fn over_h2(
+    port: &ServedPort,
+    mut request: Request<Body>,
+    replay: Option<&Replay>,
+) -> Result<Exchanged, ProxyError> {
+    let address = port.app.address();
+    let repeatable = headers::repeatable(request.method(), request.headers());
+    let mut again = false;
+    loop {
+        let reuse = if again { Reuse::Fresh(Duration::ZERO) } else { Reuse::of(repeatable) };
+        let stream = port.app.stream(reuse).await?;
+        let reused = stream.connection().mark_used();
+        let copy = (reused && repeatable && !again).then(|| copy(&request, replay)).flatten();
+        let handed = Instant::now();
+        let mut failed = match stream.connection().sender().try_send_request(request).await {
+            Ok(response) => return Ok((response, Lease::H2(stream), handed)),
+            Err(failed) => failed,
+        };
+        // One stream's end is no reason to give up the connection for the others.
+        let stream_only = cause::<h2::Error>(failed.error()).is_some_and(h2::Error::is_reset);
+        if !stream_only {
+            stream.connection().close();
+        }
+        let unsent = failed.take_message();
+        let evidence = Evidence {
+            unsent: unsent.is_some(),
+            refused: pool::undelivered(failed.error()),
+            reused,
+            answered: stream_only,
+            repeatable: copy.is_some(),
+        };
+        match (evidence.verdict(), unsent.or(copy)) {
+            (Verdict::Again, Some(next)) => request = next,
+            (Verdict::Unsent, _) => return Err(ProxyError::AppUnsent(address)),
+            (Verdict::Refused, _) => {
+                return Err(ProxyError::AppRefused { address, source: failed.into_error() });
+            }
+            (Verdict::Again | Verdict::Reset, _) => {
+                return Err(ProxyError::AppReset { address, source: failed.into_error() });
+            }
+        }
+        again = !evidence.unsent;
+    }
+}
+
+/// Another copy of a request without a body; a body is read once.
+fn copy(request: &Request<Body>, replay: Option<&Replay>) -> Option<Request<Body>> {
+    if replay.is_some() {
+        return None;
+    }
+    let mut copy = Request::new(Body::Empty);
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.version_mut() = request.version();
+    *copy.headers_mut() = request.headers().clone();
+    Some(copy)
+}

@@ -1,0 +1,214 @@
+//! Where a request goes, and what governs it on the way: the service its authority names, the rule
+//! that matches, the backend that the rule chooses.
+
+use std::sync::Arc;
+
+use fastrand::Rng;
+use http::request::Parts;
+use http::{HeaderMap, Method};
+use outrigger_common::name::ServiceName;
+
+use super::destination::{self, Destination};
+use super::policy::CallPolicy;
+use crate::control::compile::Governed;
+use crate::control::snapshot::{Service, ServicePort, Snapshot};
+use crate::error::ProxyError;
+use crate::http::headers;
+use crate::route::DEFAULT_ROUTE;
+use crate::route::condition::Head;
+use crate::route::filter::{Filters, Mirror, Redirect};
+use crate::route::matcher::Found;
+use crate::route::rule::{Action, Backend, Rule};
+use crate::shared::{Caller, Shared};
+use crate::telemetry::edge::Edge;
+use crate::telemetry::metrics::Direction;
+
+/// The destination's label where the client named nothing the registry knows: a client must not
+/// choose labels.
+const UNKNOWN: &str = "unknown";
+
+/// The service a request is addressed to.
+pub struct Addressed<'a> {
+    /// Who calls.
+    pub caller: &'a Caller,
+    /// The service.
+    pub service: Arc<Service>,
+    /// Its port; there is one.
+    pub port: u16,
+}
+
+/// What becomes of a request.
+pub struct Decision<'a> {
+    /// What governs it.
+    pub governed: &'a Governed,
+    /// Where its metrics go.
+    pub edge: Arc<Edge>,
+    /// Where it goes.
+    pub way: Way<'a>,
+    rule: Option<&'a Rule>,
+}
+
+/// Where a request goes.
+#[derive(Debug, Clone, Copy)]
+pub enum Way<'a> {
+    /// Back, with a redirect.
+    Redirect(&'a Redirect),
+    /// To the service it is addressed to.
+    Service,
+    /// To a backend of the rule.
+    Backend(&'a Backend),
+}
+
+/// The edge of requests that go nowhere.
+pub fn nowhere(shared: &Shared) -> Arc<Edge> {
+    let source = shared.caller.get().map_or(UNKNOWN, |caller| caller.source.as_str());
+    shared.metrics.edge(Direction::Outbound, source, UNKNOWN, DEFAULT_ROUTE)
+}
+
+/// The service a request is addressed to, from the snapshot or the registry.
+///
+/// Cancel safety: safe.
+///
+/// # Errors
+/// What is wrong with the target, or that nobody knows it.
+pub async fn addressed<'a>(
+    shared: &'a Shared,
+    snapshot: &Snapshot,
+    head: &Parts,
+) -> Result<Addressed<'a>, ProxyError> {
+    if head.method == Method::CONNECT {
+        return Err(ProxyError::MethodNotSupported(Method::CONNECT));
+    }
+    let authority = headers::authority(head).map_err(ProxyError::BadRequest)?;
+    let Some(caller) = shared.caller.get() else {
+        return Err(ProxyError::DiscoveryUnavailable(format!(
+            "{authority}: this sidecar has no certificate yet"
+        )));
+    };
+    let (name, port) = resolve(shared, caller, authority)?;
+    let service = shared.directory.find(snapshot, &name, shared.config.timeouts.discovery).await?;
+    if service.port(port).is_none() {
+        return Err(ProxyError::UnknownPort { service: name.to_string(), port });
+    }
+    Ok(Addressed { caller, service, port })
+}
+
+fn resolve(shared: &Shared, caller: &Caller, authority: &str) -> Result<(ServiceName, u16), ProxyError> {
+    match destination::parse(authority, &caller.namespace) {
+        Destination::Service { name, port } => Ok((name, port)),
+        Destination::Local { port } if shared.own.has_port(port) => {
+            Err(ProxyError::Loop(authority.to_owned()))
+        }
+        Destination::Local { .. } | Destination::NotAService => {
+            Err(ProxyError::UnknownService(authority.to_owned()))
+        }
+        Destination::Malformed => Err(ProxyError::BadRequest("the target is not host or host:port")),
+    }
+}
+
+impl Addressed<'_> {
+    /// The port it is addressed to.
+    fn service_port(&self) -> &ServicePort {
+        self.service.port(self.port).expect("looked up when this was made, and a service never changes")
+    }
+
+    /// The rule for a request, and what it says.
+    ///
+    /// # Errors
+    /// No rule matches, or the one that does has nowhere to send it; with where to count that.
+    pub fn decide(
+        &self,
+        head: &Parts,
+        grpc: bool,
+        rng: &mut Rng,
+    ) -> Result<Decision<'_>, (ProxyError, Arc<Edge>)> {
+        let rules = &self.service_port().rules;
+        let rule = match rules.table.find(&Head::new(head, grpc)) {
+            Found::Rule(rule) => rule,
+            Found::Default => {
+                let (governed, edge) = (&rules.default, rules.default.edge.clone());
+                return Ok(Decision { governed, edge, way: Way::Service, rule: None });
+            }
+            Found::NotFound => {
+                let error = ProxyError::RouteNotFound(self.service.name.to_string());
+                return Err((error, rules.default.edge.clone()));
+            }
+        };
+        let governed = rules.of(rule);
+        let (way, edge) = match rule.action(rng) {
+            Action::Forward => (Way::Service, governed.edge.clone()),
+            Action::Redirect(redirect) => (Way::Redirect(redirect), governed.edge.clone()),
+            Action::Backend(backend) => (Way::Backend(backend), governed.backend_edge(rule, backend).clone()),
+            Action::NoBackend => {
+                return Err((ProxyError::NoBackend(rule.label.to_string()), governed.edge.clone()));
+            }
+        };
+        Ok(Decision { governed, edge, way, rule: Some(rule) })
+    }
+
+    /// The service and port a decision sends to.
+    ///
+    /// Cancel safety: safe.
+    ///
+    /// # Errors
+    /// The backend of the rule does not exist.
+    pub async fn target(
+        &self,
+        shared: &Shared,
+        snapshot: &Snapshot,
+        decision: &Decision<'_>,
+    ) -> Result<(Arc<Service>, u16), ProxyError> {
+        let Way::Backend(backend) = decision.way else { return Ok((self.service.clone(), self.port)) };
+        if backend.service == self.service.name && backend.port == self.port {
+            return Ok((self.service.clone(), self.port));
+        }
+        let label = decision.rule.map(|rule| rule.label.to_string()).unwrap_or_default();
+        match shared.directory.find(snapshot, &backend.service, shared.config.timeouts.discovery).await {
+            Ok(service) if service.port(backend.port).is_some() => Ok((service, backend.port)),
+            // The client named a service that exists: the route is at fault (Gateway API, "backendRefs").
+            Ok(_) | Err(ProxyError::UnknownService(_)) => {
+                Err(ProxyError::NoBackend(format!("{label}: {}:{}", backend.service, backend.port)))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Decision<'_> {
+    /// How the request is carried.
+    pub fn policy(&self) -> &CallPolicy {
+        &self.governed.policy
+    }
+
+    fn filters(&self) -> impl Iterator<Item = &Filters> {
+        let backend = match self.way {
+            Way::Backend(backend) => Some(&backend.filters),
+            Way::Service | Way::Redirect(_) => None,
+        };
+        self.rule.map(|rule| &rule.filters).into_iter().chain(backend)
+    }
+
+    /// Changes the request as the rule says, then as its backend says.
+    ///
+    /// # Errors
+    /// The new target is none.
+    pub fn edit_request(&self, head: &mut Parts) -> Result<(), ProxyError> {
+        self.filters()
+            .try_for_each(|filters| filters.edit_request(head))
+            .map_err(|_| ProxyError::BadRequest("the path that the route rewrites this one to is too long"))
+    }
+
+    /// Changes the response.
+    pub fn edit_response(&self, map: &mut HeaderMap) {
+        self.filters().for_each(|filters| filters.edit_response(map));
+    }
+
+    /// Where copies of the request go.
+    pub fn mirrors(&self, rng: &mut Rng) -> Vec<(ServiceName, u16)> {
+        let mut mirrors = Vec::new();
+        for filters in self.filters() {
+            mirrors.extend(filters.mirrors(rng).map(|Mirror { service, port, .. }| (service.clone(), *port)));
+        }
+        mirrors
+    }
+}
