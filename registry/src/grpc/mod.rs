@@ -5,6 +5,7 @@ mod certificate;
 mod connection;
 mod discovery;
 mod limits;
+mod refusal;
 mod registration;
 mod traces;
 
