@@ -9,7 +9,8 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwapOption;
 use outrigger_api::v1::admin_client::AdminClient;
 use outrigger_api::v1::{
-    Applied, ApplyRequest, CreateTokenRequest, CreateTokenResponse, GetRequest, Resource, RevokeTokenRequest,
+    Applied, ApplyRequest, BackupRequest, CreateTokenRequest, CreateTokenResponse, GetRequest, Resource,
+    RevokeTokenRequest,
 };
 use outrigger_common::channel::{self, Trust};
 use outrigger_common::identity::Principal;
@@ -62,6 +63,21 @@ impl Admin {
     pub(crate) async fn revoke_token(&self, id: &str) -> Result<(), Failure> {
         let request = RevokeTokenRequest { id: id.to_owned() };
         self.call(self.client.clone().revoke_token(request)).await.map(|_| ())
+    }
+
+    /// Everything the registry holds, as a backup.
+    pub(crate) async fn backup(&self) -> Result<Vec<u8>, Failure> {
+        let mut client = self.client.clone();
+        let mut chunks = self.call(client.backup(BackupRequest {})).await?;
+        let mut backup = Vec::new();
+        loop {
+            // The limit is for each piece: a large backup may take its time, a silent registry not.
+            let chunk = async { chunks.message().await.map(Response::new) };
+            match self.call(chunk).await? {
+                Some(chunk) => backup.extend_from_slice(&chunk.data),
+                None => return Ok(backup),
+            }
+        }
     }
 
     async fn call<T>(&self, call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Failure> {

@@ -25,8 +25,8 @@ pub(crate) enum Command {
     Demo(DemoArgs),
     /// Run a sidecar
     Proxy(outrigger_proxy::cli::Args),
-    /// Run the registry
-    Registry(outrigger_registry::cli::Args),
+    /// Run the registry, or back it up and restore it
+    Registry(RegistryArgs),
     /// Create, change or delete resources: all of them in one transaction, or none
     Apply(ApplyArgs),
     /// Show resources and what runs
@@ -37,6 +37,59 @@ pub(crate) enum Command {
     Version(VersionArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
+}
+
+/// Without a command the registry runs, until SIGTERM. It keeps everything in its data_dir, the
+/// mesh's root and its private key among it: losing that directory without a backup means that every
+/// sidecar must join again.
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
+pub(crate) struct RegistryArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<RegistryCommand>,
+    #[command(flatten)]
+    pub(crate) run: outrigger_registry::cli::Args,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RegistryCommand {
+    /// Write everything the registry holds to a file that must be kept secret
+    ///
+    /// The file holds the mesh's root with its PRIVATE KEY: whoever reads it can be any workload of
+    /// the mesh, and the registry. It is written with mode 0600. Keep it as you keep the root of any
+    /// CA: encrypted, away from this machine, readable by nobody but those who restore it.
+    ///
+    /// The registry may go on running: the backup is what it held at one moment.
+    Backup(BackupArgs),
+    /// Make a data directory from a backup; the registry must not run on it
+    ///
+    /// The mesh is the same afterwards: same root, same store, so that sidecars connect again by
+    /// themselves. What was changed after the backup is lost: resources applied since are to be
+    /// applied again, tokens revoked since are valid again and must be revoked again, sidecars that
+    /// joined since need a new token.
+    Restore(RestoreArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct BackupArgs {
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+    /// Data directory of a registry that does not run, instead of asking one that does
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["registry", "identity"])]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// A new file, or - for standard output (to encrypt it, say), which must not be a terminal
+    #[arg(long, value_name = "FILE|-")]
+    pub(crate) out: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct RestoreArgs {
+    /// The backup, or - for standard input
+    #[arg(long, value_name = "FILE|-")]
+    pub(crate) from: PathBuf,
+    /// The registry's data_dir: empty, or not there yet
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: PathBuf,
 }
 
 /// Where the registry is and as whom to speak to it.

@@ -89,7 +89,7 @@ impl Registry {
         let http = listen::bind(config.http_listen, "http.listen").await?;
         let addresses = (grpc.local_addr()?, http.local_addr()?);
         let own = Own::new(Arc::new(authority), config.data_dir.join(ADMIN_DIRECTORY), metrics.clone())?;
-        let mut fold = Fold::new(store.id());
+        let mut fold = Fold::new(store.history());
         let hub = Arc::new(Hub::new(fold.state().clone(), metrics.convergence.clone()));
         let watch = follow::load(&*store, &hub, &mut fold).await?;
         let limits = Limits::default();
@@ -144,9 +144,12 @@ impl Registry {
             joins: Arc::new(Joins::new(store.clone(), self.own.authority.clone(), &self.metrics)),
             registrar: Arc::new(Registrar::new(store.clone(), self.hub.clone(), self.config.lease_ttl)),
             resources: Arc::new(Resources::new(store.clone())),
+            store: store.clone(),
             traces,
             refusals,
             metrics: self.metrics.clone(),
+            settled: (self.store.history() != self.store.id())
+                .then(|| tokio::time::Instant::now() + self.config.lease_ttl),
             store_id: self.store.id().into(),
             trust_domain: self.config.trust_domain.clone(),
             tasks: tasks.clone(),
@@ -164,6 +167,8 @@ impl Registry {
             "follow the store",
             until(drain.clone(), follow::follow(store, self.hub, self.fold, self.watch)),
         );
+        let readers = self.store.clone();
+        tasks.spawn("attend leases", until(drain.clone(), async move { readers.attend().await }));
         tasks.spawn("renew own certificates", until(drain, self.own.keep_renewing()));
         tracing::info!(grpc = %self.addresses.0, http = %self.addresses.1, data_dir = %self.config.data_dir.display(), "registry ready");
         let ended = tokio::select! {

@@ -31,7 +31,9 @@ pub enum StartError {
     #[error(transparent)]
     Row(#[from] BadRow),
     /// The mesh's root cannot be used.
-    #[error("the root in {place} cannot be used ({cause}); restore the data directory from a copy")]
+    #[error(
+        "the root in {place} cannot be used ({cause}); restore a backup into an empty data directory (`outrigger registry restore`)"
+    )]
     Root {
         /// The data directory.
         place: PathBuf,

@@ -12,6 +12,7 @@
 //! out what each must hear. [`app`] is the whole from start to end.
 
 pub mod app;
+pub mod backup;
 pub mod ca;
 pub mod cli;
 pub mod config;

@@ -38,6 +38,7 @@ pub struct Metrics {
     /// End of validity, by certificate.
     pub certificate_expiry: IntGaugeVec,
     handshakes: IntCounterVec,
+    handshakes_failed: IntCounterVec,
     /// Joins refused.
     pub joins_refused: IntCounter,
     /// Spans received.
@@ -98,6 +99,11 @@ impl Metrics {
                 "TLS handshakes with clients, by result: mutual, anonymous, refused (one anonymous connection too many), failed.",
                 "result",
             ),
+            handshakes_failed: counters(
+                "mesh_registry_handshakes_failed_total",
+                "TLS handshakes with clients that failed, by reason: other_root, expired, certificate, timeout, broken, protocol.",
+                "reason",
+            ),
             joins_refused: counter(
                 "mesh_registry_joins_refused_total",
                 "Attempts to join that were refused, whatever the reason.",
@@ -116,6 +122,12 @@ impl Metrics {
     /// Counts a handshake.
     pub fn handshake(&self, result: &str) {
         self.handshakes.with_label_values(&[result]).inc();
+    }
+
+    /// Counts a handshake that failed.
+    pub fn handshake_failed(&self, reason: &str) {
+        self.handshake("failed");
+        self.handshakes_failed.with_label_values(&[reason]).inc();
     }
 
     /// Notes the end of a certificate's validity.

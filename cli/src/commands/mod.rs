@@ -4,13 +4,14 @@ mod apply;
 mod completions;
 mod get;
 mod policies;
+mod registry;
 mod token;
 mod version;
 
 use std::future::Future;
 use std::process::ExitCode;
 
-use crate::args::Command;
+use crate::args::{Command, RegistryArgs, RegistryCommand};
 use crate::failure::Failure;
 use crate::{demo, output};
 
@@ -18,7 +19,15 @@ use crate::{demo, output};
 pub(crate) fn run(command: Command) -> ExitCode {
     let result = match command {
         Command::Proxy(args) => return outrigger_proxy::cli::main_with(&args),
-        Command::Registry(args) => return outrigger_registry::cli::main_with(&args),
+        Command::Registry(RegistryArgs { command: None, run }) => {
+            return outrigger_registry::cli::main_with(&run);
+        }
+        Command::Registry(RegistryArgs { command: Some(RegistryCommand::Backup(args)), .. }) => {
+            registry::check(&args).and_then(|()| block_on(registry::backup(&args)))
+        }
+        Command::Registry(RegistryArgs { command: Some(RegistryCommand::Restore(args)), .. }) => {
+            registry::restore(&args)
+        }
         Command::Demo(args) => demo::check(&args).and_then(|()| block_on(demo::run(&args))),
         Command::Apply(args) => {
             apply::read(&args).and_then(|resources| block_on(apply::run(&args, resources)))

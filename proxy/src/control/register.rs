@@ -52,6 +52,8 @@ impl Registrar {
     pub async fn run(&self) {
         let health = &self.shared.config.health;
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        // A registry that comes back gives every lease a full time: that must be enough for one try more.
+        let mut longest = Duration::from_secs(5);
         let mut healthy = self.check().await;
         let mut renew_at = Instant::now();
         let mut check_at = Instant::now() + health.interval;
@@ -74,11 +76,12 @@ impl Registrar {
                 match self.renew(&healthy).await {
                     Ok(ttl) => {
                         backoff.reset();
-                        renew_at = Instant::now() + ttl / 3;
+                        longest = ttl / 3;
+                        renew_at = Instant::now() + longest;
                     }
                     Err(error) => {
                         tracing::debug!(error, "lease not renewed");
-                        renew_at = Instant::now() + backoff.next(fastrand::f64());
+                        renew_at = Instant::now() + backoff.next(fastrand::f64()).min(longest);
                     }
                 }
             }

@@ -23,6 +23,7 @@ use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
 use super::limits::{Limits, Places, Stay};
+use super::refusal::{Refusal, Strangers};
 use crate::metrics::Metrics;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -74,6 +75,7 @@ pub(crate) fn accept(
     let Port { listener, tls, limits, metrics } = port;
     let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
     let places = Arc::new(Places::new(limits));
+    let strangers = Arc::new(Strangers::default());
     let accepting = async move {
         loop {
             let accepted = async {
@@ -95,10 +97,10 @@ pub(crate) fn accept(
                 }
             };
             let (acceptor, ready) = (TlsAcceptor::from(tls.load_full()), ready.clone());
-            let (places, metrics) = (places.clone(), metrics.clone());
+            let (places, metrics, strangers) = (places.clone(), metrics.clone(), strangers.clone());
             tasks.spawn("handshake", async move {
                 let _handshake = handshake;
-                let shaken = shake_hands(&acceptor, stream, address, &metrics).await;
+                let shaken = shake_hands(&acceptor, stream, address, &metrics, &strangers).await;
                 let Some((stream, proven)) = shaken else { return };
                 let stay = match proven {
                     Some(_) => None,
@@ -127,14 +129,17 @@ async fn shake_hands(
     stream: TcpStream,
     address: SocketAddr,
     metrics: &Metrics,
+    strangers: &Strangers,
 ) -> Option<(TlsStream<TcpStream>, Proven)> {
     let _unsupported = stream.set_nodelay(true);
     let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await;
     let stream = match handshake.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
         Ok(stream) => stream,
         Err(error) => {
-            tracing::debug!(%address, %error, "handshake failed");
-            metrics.handshake("failed");
+            let refusal = Refusal::of(&error);
+            tracing::debug!(%address, %error, reason = refusal.name(), "handshake failed");
+            metrics.handshake_failed(refusal.name());
+            strangers.met(refusal, address);
             return None;
         }
     };
@@ -144,7 +149,7 @@ async fn shake_hands(
             (Ok(id), Ok(expires)) => Some((Arc::new(id), expires)),
             (Err(error), _) | (_, Err(error)) => {
                 tracing::warn!(%address, %error, "client certificate refused");
-                metrics.handshake("failed");
+                metrics.handshake_failed(Refusal::Certificate.name());
                 return None;
             }
         },

@@ -11,6 +11,7 @@ use outrigger_api::{PROTOCOL_VERSION, v1};
 use outrigger_common::identity::SpiffeId;
 use outrigger_common::name::ServiceName;
 use tokio::sync::{Notify, mpsc};
+use tokio::time::{Instant, sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -90,6 +91,8 @@ struct Stream {
     nonce: u64,
     /// The next update is sent even if empty: it answers the Hello.
     answer: bool,
+    /// Nothing is sent before.
+    held_until: Option<Instant>,
     peer: String,
     /// Of its identity.
     namespace: String,
@@ -122,7 +125,8 @@ async fn serve(
     }
     let mut pending = true;
     loop {
-        let may_send = pending && stream.services.hub.in_flight(stream.id) < MAX_IN_FLIGHT;
+        let held = stream.held_until;
+        let may_send = pending && held.is_none() && stream.services.hub.in_flight(stream.id) < MAX_IN_FLIGHT;
         // Every arm is cancel-safe: a message half read stays in `requests`, a place not taken in
         // `replies`, a wake-up in `wake`.
         tokio::select! {
@@ -132,6 +136,9 @@ async fn serve(
                 pending = true;
             }
             () = wake.notified() => pending = true,
+            () = async { if let Some(at) = held { sleep_until(at).await } }, if held.is_some() => {
+                stream.held_until = None;
+            }
             place = replies.reserve(), if may_send => {
                 let Ok(place) = place else { return Ok(()) };
                 match stream.next_update() {
@@ -149,7 +156,7 @@ impl Stream {
         let id = services.hub.join(wake, &namespace);
         services.metrics.streams.inc();
         let (view, peer) = (View::new(&namespace, []), peer.to_string());
-        Self { services, id, view, nonce: 1, answer: true, peer, namespace }
+        Self { services, id, view, nonce: 1, answer: true, held_until: None, peer, namespace }
     }
 
     fn hello(&mut self, hello: &v1::Hello) -> Result<v1::Welcome, Status> {
@@ -166,6 +173,9 @@ impl Stream {
         let state = hub.state();
         let resumed = Cursor::decode(&hello.cursor)
             .filter(|cursor| cursor.source == *state.source && cursor.position <= state.position);
+        if resumed.is_none() && !hello.cursor.is_empty() {
+            self.held_until = self.services.settled;
+        }
         self.view.resume(&state, resumed.as_ref().map(|cursor| cursor.position), &names);
         let mesh = resumed.as_ref().is_none_or(|cursor| state.mesh.changed > cursor.position);
         hub.subscribe(self.id, names, mesh);

@@ -5,6 +5,7 @@ mod certificate;
 mod connection;
 mod discovery;
 mod limits;
+mod refusal;
 mod registration;
 mod traces;
 
@@ -21,6 +22,7 @@ use outrigger_common::drain::Drain;
 use outrigger_common::identity::{Principal, SpiffeId, TrustDomain};
 use outrigger_common::tasks::Tasks;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
@@ -34,6 +36,7 @@ use crate::join::Joins;
 use crate::metrics::Metrics;
 use crate::registrar::Registrar;
 use crate::resources::Resources;
+use crate::store::Store;
 
 /// Pings find dead streams within twice this.
 const KEEPALIVE: Duration = Duration::from_secs(5);
@@ -54,12 +57,17 @@ pub(crate) struct Services {
     pub(crate) registrar: Arc<Registrar>,
     /// Resources.
     pub(crate) resources: Arc<Resources>,
+    /// What a backup is made of.
+    pub(crate) store: Arc<dyn Store>,
     /// Traces.
     pub(crate) traces: Arc<Mutex<crate::traces::Traces>>,
     /// What sidecars refused.
     pub(crate) refusals: Arc<Mutex<crate::refusals::Refusals>>,
     /// Metrics.
     pub(crate) metrics: Arc<Metrics>,
+    /// Of a store restored from a backup: when every workload that lives has registered again. What
+    /// the backup lacks must not be taken from sidecars that know it before.
+    pub(crate) settled: Option<Instant>,
     /// Identity of the store.
     pub(crate) store_id: Arc<str>,
     /// Trust domain callers must be of.

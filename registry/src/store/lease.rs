@@ -9,12 +9,19 @@ use super::{LeaseId, LeaseState};
 /// Longest time between two looks at the leases.
 const MAX_TICK: Duration = Duration::from_secs(1);
 const MIN_TICK: Duration = Duration::from_millis(25);
+/// How often the reader of renewals says that it is at work: several times within half of the
+/// shortest lease there is (1 s).
+pub const MAX_ATTENDANCE: Duration = Duration::from_millis(100);
 
 /// All leases of a store and the keys attached to each.
 #[derive(Debug)]
 pub struct Leases {
     leases: HashMap<LeaseId, Lease>,
     last_look: Instant,
+    /// When whoever reads renewals was last at work; none where nobody says so.
+    attended: Option<Instant>,
+    /// How long the machine has slept since it was started, as last heard.
+    slept: Duration,
 }
 
 #[derive(Debug)]
@@ -29,7 +36,7 @@ struct Lease {
 impl Leases {
     /// No leases.
     pub fn new(now: Instant) -> Self {
-        Self { leases: HashMap::new(), last_look: now }
+        Self { leases: HashMap::new(), last_look: now, attended: None, slept: Duration::ZERO }
     }
 
     /// Adds a lease with a full time to live.
@@ -45,7 +52,8 @@ impl Leases {
     /// Starts the lease's time over; returns its time to live, or none when it is gone.
     pub fn keep_alive(&mut self, id: LeaseId, now: Instant) -> Option<Duration> {
         let lease = self.leases.get_mut(&id).filter(|lease| !lease.ending)?;
-        lease.deadline = now + lease.ttl;
+        // The clock may have been read before an absence that was noticed meanwhile.
+        lease.deadline = lease.deadline.max(now + lease.ttl);
         Some(lease.ttl)
     }
 
@@ -107,13 +115,15 @@ impl Leases {
     ///
     /// A look that comes late by half a time to live means that this process, not the holders, was
     /// away (stopped, suspended, moved): renewals wait unread, so every lease gets a full time again.
-    /// A holder renews at a third of the time, so a shorter absence cannot end a living lease.
+    /// A holder renews at a third of the time, so a shorter absence cannot end a living lease. The
+    /// same holds while only the reader of renewals is away ([`Leases::attend`]).
     pub fn look(&mut self, now: Instant) -> Vec<LeaseId> {
-        let away = now.saturating_duration_since(self.last_look);
+        let present = self.attended.map_or(self.last_look, |attended| attended.min(self.last_look));
+        let away = now.saturating_duration_since(present);
         self.last_look = now;
         for lease in self.leases.values_mut() {
             if away > lease.ttl / 2 {
-                lease.deadline = now + lease.ttl;
+                lease.deadline = lease.deadline.max(now + lease.ttl);
             }
         }
         let mut ended: Vec<_> = self
@@ -139,6 +149,23 @@ impl Leases {
     /// Says that leases were not watched until now, because there were none.
     pub fn reset_clock(&mut self, now: Instant) {
         self.last_look = now;
+    }
+
+    /// Says that the reader of renewals is at work. Once said, it must be said again at least every
+    /// [`MAX_ATTENDANCE`]: leases do not end while their renewals may wait unread.
+    pub fn attend(&mut self, now: Instant) {
+        self.attended = Some(now);
+    }
+
+    /// Says how long the machine has slept in all. The monotonic clock stands still meanwhile, the
+    /// holders of leases may not: the time counts as an absence.
+    pub fn slept(&mut self, total: Duration) {
+        let more = total.saturating_sub(self.slept);
+        self.slept = total;
+        // Less than that is the distance between two readings of two clocks.
+        if more >= MIN_TICK {
+            self.last_look = self.last_look.checked_sub(more).unwrap_or(self.last_look);
+        }
     }
 
     /// Whether there is no lease.
@@ -184,6 +211,122 @@ mod tests {
         assert_eq!(leases.look(back), []);
         assert_eq!(leases.state(ID, back).unwrap().remaining, TTL);
         assert_eq!(run(&mut leases, back, TTL * 2), Some(TTL));
+    }
+
+    #[test]
+    fn nothing_ends_while_renewals_are_not_read_nor_before_they_can_be() {
+        let now = Instant::now();
+        let second = Duration::from_secs(1);
+        let mut leases = Leases::new(now);
+        leases.grant(ID, TTL, now);
+        leases.attend(now + second);
+        // The writer looks all the while; the reader does not come back before 40 s.
+        assert_eq!(run(&mut leases, now, second * 40), None);
+        let back = now + second * 40;
+        leases.attend(back);
+        assert_eq!(leases.look(back), []);
+        assert!(leases.state(ID, back).unwrap().remaining >= TTL - second);
+        let mut ended = None;
+        for millis in (0..30_000).step_by(100) {
+            let at = back + Duration::from_millis(millis);
+            leases.attend(at);
+            if !leases.look(at).is_empty() {
+                ended = Some(at - back);
+                break;
+            }
+        }
+        let ended = ended.unwrap();
+        assert!((TTL - second..=TTL + second).contains(&ended), "{ended:?}");
+    }
+
+    #[test]
+    fn sleep_of_the_machine_is_an_absence() {
+        let (now, hour) = (Instant::now() + Duration::from_secs(7200), Duration::from_secs(3600));
+        let mut leases = Leases::new(now);
+        leases.slept(hour);
+        leases.look(now);
+        leases.grant(ID, TTL, now);
+        // A millisecond before its end the lid is closed for a minute; the clock stands still.
+        let closed = now + TTL - Duration::from_millis(1);
+        let mut at = now;
+        while at < closed {
+            at = (at + Duration::from_secs(1)).min(closed);
+            leases.slept(hour + Duration::from_micros(at.duration_since(now).subsec_micros().into()) / 1000);
+            assert_eq!(leases.look(at), []);
+        }
+        let opened = closed + Duration::from_millis(2);
+        leases.slept(hour + Duration::from_secs(60));
+        assert_eq!(leases.look(opened), []);
+        assert_eq!(leases.state(ID, opened).unwrap().remaining, TTL);
+    }
+
+    #[test]
+    fn a_renewal_that_read_the_clock_before_an_absence_does_not_shorten_the_lease() {
+        let now = Instant::now();
+        let mut leases = Leases::new(now);
+        leases.grant(ID, TTL, now);
+        let back = now + TTL * 3;
+        assert_eq!(leases.look(back), []);
+        assert_eq!(leases.keep_alive(ID, now), Some(TTL));
+        assert_eq!(leases.look(back + Duration::from_millis(1)), []);
+        assert_eq!(run(&mut leases, back + Duration::from_millis(1), TTL * 2).unwrap().as_secs(), 9);
+    }
+
+    /// Holders renew at a third of the time, through a registry that stops, sleeps and hangs at
+    /// random: no lease of a living holder ever ends, and those of the dead do.
+    #[test]
+    fn no_living_lease_ends_whatever_pauses_the_registry() {
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        for _ in 0..200 {
+            let base = Instant::now() + Duration::from_secs(86_400);
+            let ttl = Duration::from_millis(random.u64(1_000..20_000));
+            let mut leases = Leases::new(base);
+            let (alive, dead) = (LeaseId(1), LeaseId(2));
+            leases.grant(alive, ttl, base);
+            leases.grant(dead, ttl, base);
+            let (mut now, mut slept) = (base, Duration::ZERO);
+            let mut renew_at = now + ttl / 3;
+            let mut gone = false;
+            for _ in 0..500 {
+                let tick = leases.next_look(now).unwrap().max(Duration::from_millis(1));
+                let pause = match random.u8(..20) {
+                    0 => ttl.mul_f64(random.f64() * 3.0),
+                    1 => {
+                        let nap = ttl.mul_f64(random.f64() * 3.0);
+                        slept += nap;
+                        renew_at = renew_at.checked_sub(nap).unwrap();
+                        Duration::ZERO
+                    }
+                    _ => Duration::ZERO,
+                };
+                now += tick + pause;
+                leases.slept(slept);
+                // Either of the two threads may come first.
+                let reader_first = random.bool();
+                if reader_first {
+                    leases.attend(now);
+                }
+                let ended = leases.look(now);
+                assert!(!ended.contains(&alive), "a living lease ended");
+                gone |= ended.contains(&dead);
+                leases.attend(now);
+                if now >= renew_at {
+                    assert!(leases.keep_alive(alive, now).is_some());
+                    renew_at = now + ttl / 3;
+                }
+            }
+            // Undisturbed from here on.
+            let calm = now;
+            while now < calm + ttl * 2 {
+                now += leases.next_look(now).unwrap().max(Duration::from_millis(1));
+                leases.keep_alive(alive, now);
+                leases.attend(now);
+                gone |= leases.look(now).contains(&dead);
+            }
+            assert!(gone, "the dead one stays");
+        }
     }
 
     #[test]

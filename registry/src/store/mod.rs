@@ -56,6 +56,19 @@ pub struct Range {
     pub entries: Vec<Entry>,
 }
 
+/// Everything a store holds, read at one revision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Identity of the store.
+    pub id: String,
+    /// The revision read at.
+    pub revision: Revision,
+    /// In the order of their keys.
+    pub entries: Vec<Entry>,
+    /// Leases with keys, and how long each lasts without renewal.
+    pub leases: Vec<(LeaseId, Duration)>,
+}
+
 /// What must hold for a transaction to go ahead.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Condition {
@@ -180,6 +193,13 @@ pub trait Watch: Send {
 pub trait Store: Send + Sync {
     /// Identity of the store: made with it, never changes.
     fn id(&self) -> &str;
+
+    /// Identity of the store's history: of another one, revisions mean nothing. It changes when a
+    /// backup is restored, because what was written after that backup is no part of it.
+    fn history(&self) -> &str;
+
+    /// Everything, at the newest revision: what a backup holds.
+    async fn snapshot(&self) -> Result<Snapshot, StoreError>;
 
     /// Entries whose key starts with `prefix`, at the newest revision or at an earlier one that is
     /// still remembered.

@@ -7,7 +7,7 @@
 mod file;
 mod writer;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
@@ -15,11 +15,13 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, oneshot, watch};
 
-pub use self::file::OpenError;
 use self::file::{Disk, FILE_NAME, Loaded};
+pub use self::file::{OpenError, RestoreError, read, restore};
 use self::writer::{Command, Writer};
-use super::lease::Leases;
-use super::{Entry, LeaseId, LeaseState, Range, Revision, Store, StoreError, Transaction, Txn, Watch};
+use super::lease::{Leases, MAX_ATTENDANCE};
+use super::{
+    Entry, LeaseId, LeaseState, Range, Revision, Snapshot, Store, StoreError, Transaction, Txn, Watch,
+};
 use crate::metrics::Metrics;
 
 /// Transactions remembered for watchers; a registry of this size is behind by that many at most.
@@ -45,6 +47,7 @@ pub struct RedbStore {
 /// What the writer and the readers share.
 struct Shared {
     id: String,
+    history: String,
     place: String,
     inner: Mutex<Inner>,
     revision: watch::Sender<Revision>,
@@ -103,7 +106,7 @@ impl RedbStore {
     pub fn open(directory: &Path, metrics: &Metrics) -> Result<Self, OpenError> {
         let (disk, loaded) = Disk::open(directory)?;
         let place = directory.join(FILE_NAME).display().to_string();
-        let Loaded { id, revision, entries, leases: known } = loaded;
+        let Loaded { id, history, revision, entries, leases: known } = loaded;
         let now = Instant::now();
         let mut leases = Leases::new(now);
         for (lease, ttl) in known {
@@ -115,8 +118,8 @@ impl RedbStore {
             }
         }
         let inner = Inner { revision, entries, leases, history: History::default() };
-        let shared =
-            Arc::new(Shared { id, place, inner: Mutex::new(inner), revision: watch::Sender::new(revision) });
+        let (inner, revision) = (Mutex::new(inner), watch::Sender::new(revision));
+        let shared = Arc::new(Shared { id, history, place, inner, revision });
         let (queue, commands) = mpsc::sync_channel(QUEUE);
         let writer = Writer::new(shared.clone(), disk, metrics);
         let (living, alive) = watch::channel(());
@@ -137,6 +140,18 @@ impl RedbStore {
     pub async fn ended(&self) {
         let mut alive = self.alive.clone();
         while alive.changed().await.is_ok() {}
+    }
+
+    /// Says for as long as it is polled that renewals are read: run it on the thread that reads them.
+    /// While that thread is away no lease ends, and once it is back each has a full time again.
+    /// Without this only the absence of the whole process counts.
+    ///
+    /// Cancel safety: safe, but leases end no more once it was polled and is dropped.
+    pub async fn attend(&self) {
+        loop {
+            self.shared.lock().leases.attend(Instant::now());
+            tokio::time::sleep(MAX_ATTENDANCE).await;
+        }
     }
 
     /// Writes what is queued and lets go of the directory; everything asked afterwards is refused.
@@ -176,6 +191,19 @@ impl Drop for RedbStore {
 impl Store for RedbStore {
     fn id(&self) -> &str {
         &self.shared.id
+    }
+
+    fn history(&self) -> &str {
+        &self.shared.history
+    }
+
+    async fn snapshot(&self) -> Result<Snapshot, StoreError> {
+        let inner = self.shared.lock();
+        let entries: Vec<_> = inner.entries.values().cloned().collect();
+        let attached: BTreeSet<_> = entries.iter().filter_map(|entry| entry.lease).collect();
+        let leases =
+            attached.into_iter().filter_map(|lease| Some((lease, inner.leases.ttl(lease)?))).collect();
+        Ok(Snapshot { id: self.shared.id.clone(), revision: inner.revision, entries, leases })
     }
 
     async fn range(&self, prefix: &str, at: Option<Revision>) -> Result<Range, StoreError> {

@@ -50,6 +50,6 @@ async fn a_damaged_store_is_refused_and_left_alone() {
     bytes[..64].fill(0xff);
     std::fs::write(&file, &bytes).unwrap();
     let text = error(config(dir.path(), "")).await;
-    assert!(text.contains(file.to_str().unwrap()) && text.contains("restore it from a copy"), "{text}");
+    assert!(text.contains(file.to_str().unwrap()) && text.contains("outrigger registry restore"), "{text}");
     assert_eq!(std::fs::read(&file).unwrap(), bytes);
 }

@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used)] // clippy knows tests by their attribute, not what they share.
 
+mod backup;
 mod certificates;
 mod discovery;
 mod drain;
+mod full;
 mod http;
 mod identity;
 mod inputs;
@@ -12,6 +14,7 @@ mod keepalive;
 mod loss;
 mod memory;
 mod orders;
+mod paused;
 mod reach;
 mod refusals;
 mod registry;

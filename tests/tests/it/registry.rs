@@ -100,6 +100,15 @@ async fn a_registry_that_was_wiped_is_not_believed_and_traffic_goes_on() {
         assert_eq!(sidecar.metrics().await.value("mesh_registry_connected"), 0.0);
         assert_eq!(sidecar.get("/ready").await.0, 200, "what runs goes on");
     }
+    // The registry sees them come, and says what to do about it once in a while.
+    until("the registry counts them", || async {
+        let metrics = shop.mesh.metrics().await;
+        metrics.sum("mesh_registry_handshakes_failed_total", &[("reason", "other_root")]) >= 3.0
+    })
+    .await;
+    let log = shop.mesh.registry.log();
+    assert_eq!(log.matches("was this registry's data lost?").count(), 1, "once a minute at most");
+    assert!(log.contains("outrigger registry restore"), "{log}");
     load.more(100).await;
     load.stop().await.assert_clean("a registry with another root");
     assert_eq!(shop.front.workloads(ORDERS).await, ["orders-1", "orders-2"]);

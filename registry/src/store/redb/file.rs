@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
 
-use crate::store::{Change, Entry, LeaseId, Revision};
+use crate::store::{Change, Entry, LeaseId, Revision, Snapshot};
 
 /// The store's file within the data directory.
 pub(super) const FILE_NAME: &str = "registry.redb";
@@ -22,6 +22,8 @@ const LOCK_NAME: &str = "lock";
 /// Version of the tables below.
 const FORMAT: &str = "1";
 const META: TableDefinition<'_, &str, &str> = TableDefinition::new("meta");
+/// Key of [`META`]: names the restoration the store began with, if it did.
+const RESTORED: &str = "restored";
 /// Key to: revision (8 bytes, big endian), lease (8 bytes, 0 for none), value.
 const ENTRIES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("entries");
 /// Lease to time to live in milliseconds.
@@ -51,7 +53,7 @@ pub enum OpenError {
     },
     /// The file is not a sound store.
     #[error(
-        "{path} is damaged or is not a registry's store ({cause}); it was left as it is: restore it from a copy, or move it away to start an empty mesh with a new root (every sidecar must then join again)"
+        "{path} is damaged or is not a registry's store ({cause}); it was left as it is: restore a backup (`outrigger registry restore`), or move it away to start an empty mesh with a new root (every sidecar must then join again)"
     )]
     Corrupt {
         /// The file.
@@ -64,9 +66,28 @@ pub enum OpenError {
     Thread(#[source] io::Error),
 }
 
+/// Why a backup cannot be put into a data directory. The text names the place and the remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// Something is there.
+    #[error(
+        "{path} is not empty (it holds {found}): name an empty or new directory with --data-dir, or move this one away first"
+    )]
+    NotEmpty {
+        /// The directory.
+        path: PathBuf,
+        /// One of the files in it.
+        found: String,
+    },
+    /// The directory cannot be used.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+}
+
 /// Everything a store held when it was opened.
 pub(super) struct Loaded {
     pub(super) id: String,
+    pub(super) history: String,
     pub(super) revision: Revision,
     pub(super) entries: BTreeMap<Arc<str>, Entry>,
     pub(super) leases: Vec<(LeaseId, Duration)>,
@@ -98,7 +119,7 @@ impl Disk {
         let path = directory.join(FILE_NAME);
         let access = |path: &Path, source| OpenError::Access { path: path.to_owned(), source };
         if !path.try_exists().map_err(|source| access(&path, source))? {
-            create(directory, &path)?;
+            create(directory, &path, initialise)?;
         }
         // Opened once by hand, for an error about access rather than about the format.
         OpenOptions::new().read(true).write(true).open(&path).map_err(|source| access(&path, source))?;
@@ -155,15 +176,19 @@ fn lock(directory: &Path) -> Result<File, OpenError> {
     }
 }
 
-/// Makes an empty store under another name first, so that a file under its own name is always whole.
-fn create(directory: &Path, path: &Path) -> Result<(), OpenError> {
+/// Makes a store under another name first, so that a file under its own name is always whole.
+fn create(
+    directory: &Path,
+    path: &Path,
+    fill: impl FnOnce(&Database) -> Result<(), Box<redb::Error>>,
+) -> Result<(), OpenError> {
     let new = directory.join(NEW_FILE_NAME);
     let access = |source| OpenError::Access { path: new.clone(), source };
     // redb would make the file readable by others.
     OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new).map_err(access)?;
     let failed = |error: redb::Error| access(io::Error::other(error));
     let database = Database::create(&new).map_err(|error| failed(error.into()))?;
-    initialise(&database).map_err(|error| failed(*error))?;
+    fill(&database).map_err(|error| failed(*error))?;
     drop(database);
     std::fs::rename(&new, path).map_err(access)?;
     File::open(directory).and_then(|directory| directory.sync_all()).map_err(access)
@@ -179,6 +204,72 @@ fn initialise(database: &Database) -> Result<(), Box<redb::Error>> {
         }
         write.open_table(ENTRIES).map_err(boxed)?;
         write.open_table(LEASES).map_err(boxed)?;
+    }
+    write.commit().map_err(boxed)
+}
+
+/// Reads the store of a data directory that no registry uses.
+///
+/// # Errors
+/// When there is none, it is in use, or it is not sound; nothing is made.
+pub fn read(directory: &Path) -> Result<Snapshot, OpenError> {
+    let path = directory.join(FILE_NAME);
+    std::fs::metadata(&path).map_err(|source| OpenError::Access { path, source })?;
+    let (_, loaded) = Disk::open(directory)?;
+    let Loaded { id, revision, entries, leases, .. } = loaded;
+    let entries: Vec<_> = entries.into_values().collect();
+    let attached = |lease| entries.iter().any(|entry| entry.lease == Some(lease));
+    let leases = leases.into_iter().filter(|(lease, _)| attached(*lease)).collect();
+    Ok(Snapshot { id, revision, entries, leases })
+}
+
+/// Makes a store that holds what a backup does, with its id, under a history of its own. The
+/// directory must be empty or not there yet; after an error it holds nothing of ours.
+///
+/// # Errors
+/// When the directory is not empty or cannot be written.
+pub fn restore(directory: &Path, snapshot: &Snapshot) -> Result<(), RestoreError> {
+    match std::fs::read_dir(directory) {
+        Ok(entries) => {
+            // A fresh file system has a directory of its own in it.
+            let mut names = entries.flatten().map(|entry| entry.file_name());
+            if let Some(found) = names.find(|name| name != "lost+found") {
+                let found = found.to_string_lossy().into_owned();
+                return Err(RestoreError::NotEmpty { path: directory.to_owned(), found });
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(source) => return Err(OpenError::Access { path: directory.to_owned(), source }.into()),
+    }
+    let _lock = lock(directory)?;
+    let made = create(directory, &directory.join(FILE_NAME), |database| refill(database, snapshot));
+    let leftovers = if made.is_err() { &[NEW_FILE_NAME, LOCK_NAME][..] } else { &[] };
+    for name in leftovers {
+        let _never_made = std::fs::remove_file(directory.join(name));
+    }
+    Ok(made?)
+}
+
+fn refill(database: &Database, snapshot: &Snapshot) -> Result<(), Box<redb::Error>> {
+    let write = database.begin_write().map_err(boxed)?;
+    {
+        let mut meta = write.open_table(META).map_err(boxed)?;
+        // Random: one backup may be restored twice, and each goes its own way from there.
+        let restored = format!("{:016x}", fastrand::u64(..));
+        let revision = snapshot.revision.to_string();
+        let rows = [("format", FORMAT), ("id", &snapshot.id), ("revision", &revision), (RESTORED, &restored)];
+        for (key, value) in rows {
+            meta.insert(key, value).map_err(boxed)?;
+        }
+        let mut entries = write.open_table(ENTRIES).map_err(boxed)?;
+        for entry in &snapshot.entries {
+            entries.insert(&*entry.key, encode(entry).as_slice()).map_err(boxed)?;
+        }
+        let mut leases = write.open_table(LEASES).map_err(boxed)?;
+        for (lease, ttl) in &snapshot.leases {
+            let millis = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+            leases.insert(lease.0, millis).map_err(boxed)?;
+        }
     }
     write.commit().map_err(boxed)
 }
@@ -241,7 +332,10 @@ fn load(database: &Database) -> Result<Loaded, String> {
         let (lease, ttl) = row.map_err(|e| text(&e))?;
         leases.push((LeaseId(lease.value()), Duration::from_millis(ttl.value())));
     }
-    Ok(Loaded { id: field("id")?, revision, entries, leases })
+    let id = field("id")?;
+    let restored = meta.get(RESTORED).map_err(|e| text(&e))?;
+    let history = restored.map_or_else(|| id.clone(), |restored| format!("{id}.{}", restored.value()));
+    Ok(Loaded { id, history, revision, entries, leases })
 }
 
 pub(super) fn write(database: &Database, batch: &Batch<'_>) -> Result<(), Box<redb::Error>> {

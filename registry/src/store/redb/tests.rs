@@ -204,7 +204,7 @@ async fn a_damaged_file_is_refused_by_name_and_left_as_it_is() {
         let error = open(dir.path()).map(|_| ()).unwrap_err();
         assert!(matches!(error, OpenError::Corrupt { .. }), "{} bytes: {error:?}", damaged.len());
         let text = error.to_string();
-        assert!(text.contains("registry.redb") && text.contains("restore it from a copy"), "{text}");
+        assert!(text.contains("registry.redb") && text.contains("outrigger registry restore"), "{text}");
     }
     std::fs::write(&path, &whole).unwrap();
     assert_eq!(keys(&open(dir.path()).unwrap(), "key/", None).await.len(), 200);
@@ -217,4 +217,70 @@ fn a_data_directory_that_is_a_file_is_refused_by_name() {
     std::fs::write(&file, "x").unwrap();
     let text = open(&file).map(|_| ()).unwrap_err().to_string();
     assert!(text.contains(file.to_str().unwrap()) && text.contains("data_dir"), "{text}");
+}
+
+#[tokio::test]
+async fn a_restored_store_holds_the_same_under_the_same_id_in_a_history_of_its_own() {
+    let (dir, away) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (id, history, snapshot) = {
+        let store = open(dir.path()).unwrap();
+        store.commit(put("a", "1")).await.unwrap();
+        let lease = store.grant(Duration::from_secs(60)).await.unwrap();
+        let _unused = store.grant(Duration::from_secs(60)).await.unwrap();
+        store.commit(leased("w/1", lease)).await.unwrap();
+        let snapshot = store.snapshot().await.unwrap();
+        assert_eq!(snapshot.leases, [(lease, Duration::from_secs(60))]);
+        store.commit(put("later", "1")).await.unwrap();
+        (store.id().to_owned(), store.history().to_owned(), snapshot)
+    };
+    assert_eq!(id, history);
+    let mut histories = vec![history];
+    for name in ["one", "two"] {
+        let target = away.path().join(name);
+        restore(&target, &snapshot).unwrap();
+        let store = open(&target).unwrap();
+        assert_eq!(store.id(), id);
+        assert_eq!(store.snapshot().await.unwrap(), snapshot);
+        let lease = snapshot.leases[0].0;
+        assert!(store.lease(lease).await.unwrap().unwrap().remaining > Duration::from_secs(50));
+        assert_eq!(store.commit(put("b", "1")).await.unwrap(), snapshot.revision + 1);
+        let history = store.history().to_owned();
+        drop(store);
+        assert_eq!(open(&target).unwrap().history(), history, "it stays over a restart");
+        histories.push(history);
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&target), mode(&target.join(FILE_NAME))), (0o700, 0o600));
+    }
+    histories.sort();
+    histories.dedup();
+    assert_eq!(histories.len(), 3, "{histories:?}");
+}
+
+#[tokio::test]
+async fn a_store_is_restored_into_an_empty_directory_alone() {
+    let (dir, away) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let snapshot = open(dir.path()).unwrap().snapshot().await.unwrap();
+    let before = std::fs::read(dir.path().join(FILE_NAME)).unwrap();
+    let error = restore(dir.path(), &snapshot).unwrap_err().to_string();
+    assert!(error.contains(dir.path().to_str().unwrap()) && error.contains("move this one away"), "{error}");
+    assert_eq!(std::fs::read(dir.path().join(FILE_NAME)).unwrap(), before);
+    std::fs::create_dir(away.path().join("lost+found")).unwrap();
+    restore(away.path(), &snapshot).unwrap();
+    let file = away.path().join("lost+found/file");
+    std::fs::write(&file, "").unwrap();
+    assert!(matches!(restore(&file, &snapshot), Err(RestoreError::Open(OpenError::Access { .. }))));
+}
+
+#[tokio::test]
+async fn an_unused_store_is_read_and_one_that_is_not_there_is_not_made() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(matches!(read(dir.path()), Err(OpenError::Access { .. })));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    let store = open(dir.path()).unwrap();
+    let lease = store.grant(Duration::from_secs(60)).await.unwrap();
+    store.commit(leased("w/1", lease)).await.unwrap();
+    assert!(matches!(read(dir.path()), Err(OpenError::InUse { .. })));
+    let snapshot = store.snapshot().await.unwrap();
+    drop(store);
+    assert_eq!(read(dir.path()).unwrap(), snapshot);
 }

@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use prometheus::IntCounter;
+use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::file::{Batch, Disk, Loaded};
@@ -83,6 +84,7 @@ impl Writer {
                 return;
             }
             let batch = first.into_iter().chain(commands.try_iter().take(MAX_BATCH - 1)).collect();
+            self.shared.lock().leases.slept(slept());
             self.turn(batch, Instant::now());
         }
     }
@@ -238,6 +240,17 @@ impl Writer {
         self.shared.revision.send_replace(revision);
         Ok(())
     }
+}
+
+/// How long this machine has been suspended since it was started: `CLOCK_BOOTTIME` counts that time,
+/// `CLOCK_MONOTONIC` does not (clock_gettime(2)).
+fn slept() -> Duration {
+    let read = |clock| {
+        let time = clock_gettime(clock);
+        Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.try_into().unwrap_or(0))
+    };
+    let awake = read(ClockId::Monotonic);
+    read(ClockId::Boottime).saturating_sub(awake)
 }
 
 impl Shared {
