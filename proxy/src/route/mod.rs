@@ -46,3 +46,6 @@ pub struct RouteError {
     /// Why.
     pub reason: Invalid,
 }
+
+#[cfg(test)]
+mod tests;

@@ -118,11 +118,15 @@ impl Rule {
         };
         let compile = |backend: &HttpBackendRef| {
             let own = backend.namespace.as_deref().unwrap_or(namespace);
+            let filters = Filters::compile(&backend.filters, namespace, prefix)?;
+            if filters.redirect.is_some() {
+                return Err(Invalid("RequestRedirect is for a rule, not for a backend".to_owned()));
+            }
             Ok(Backend {
                 service: service(&backend.kind, own, &backend.name)?,
                 port: backend.port.ok_or_else(|| Invalid(format!("backend {} has no port", backend.name)))?,
                 weight: backend.weight,
-                filters: Filters::compile(&backend.filters, namespace, prefix)?,
+                filters,
             })
         };
         Ok(Self {
@@ -148,10 +152,7 @@ impl Rule {
         let Some(backends) = &self.backends else { return Action::Forward };
         match pick(backends, rng) {
             None => Action::NoBackend,
-            Some(backend) => match &backend.filters.redirect {
-                Some(redirect) => Action::Redirect(redirect),
-                None => Action::Backend(backend),
-            },
+            Some(backend) => Action::Backend(backend),
         }
     }
 
