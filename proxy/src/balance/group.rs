@@ -107,8 +107,6 @@ impl<C: Candidate> Group<C> {
         if let Some(previous) = previous {
             group.start_newcomers(previous, now);
             group.take_gate(now);
-            // Health may have changed.
-            group.count_transition();
         }
         group
     }

@@ -186,3 +186,16 @@ fn one_probe_at_a_time_from_several_threads() {
         assert_eq!(probes, 1, "round {round}");
     }
 }
+
+#[test]
+fn a_failure_from_before_the_return_does_not_make_an_endpoint_slow() {
+    let start = Instant::now();
+    let all = fakes(3, start);
+    let group = group(&all, start);
+    let early = pick_only(&group, &all[0], start);
+    report(&group, &all[0], &BROKEN, start);
+    let back = start + secs(1);
+    report(&group, &all[0], &success(1), back);
+    group.report(early, &FAILED, back);
+    assert_eq!(group.look(&all[0], back).seconds, Some(0.001));
+}

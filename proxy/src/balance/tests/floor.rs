@@ -8,9 +8,9 @@ fn out(group: &Group<Fake>, all: &[Arc<Fake>], now: Instant) -> Vec<usize> {
 fn half_of_the_endpoints_rounded_up_but_never_the_last() {
     let breaker = BreakerSettings::default();
     assert_eq!([0, 1, 2, 3, 4, 5, 6].map(|count| breaker.most_out(count)), [0, 0, 1, 2, 2, 3, 3]);
-    let some = BreakerSettings { max_ejected: 0.07, ..breaker.clone() };
+    let some = BreakerSettings { max_ejected: 0.07, ..breaker };
     assert_eq!([1, 2, 100, 101].map(|count| some.most_out(count)), [0, 1, 7, 8]);
-    let none = BreakerSettings { max_ejected: 0.0, ..breaker };
+    let none = BreakerSettings { max_ejected: 0.0, ..some };
     assert_eq!([1, 2, 100].map(|count| none.most_out(count)), [0, 0, 0]);
 }
 

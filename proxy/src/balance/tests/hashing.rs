@@ -25,7 +25,10 @@ fn moved(before: &[String], after: &[String]) -> usize {
 fn a_key_lives_where_every_caller_finds_it() {
     let now = Instant::now();
     for algorithm in HASHES {
-        let all = weighted(&[100, 50, 300, 100, 100], now);
+        let zones = [None, Some("near"), Some("far"), Some("near"), None];
+        let fakes = [100, 50, 300, 100, 100].into_iter().zip(zones).enumerate();
+        let all: Vec<_> =
+            fakes.map(|(name, (weight, zone))| Arc::new(Fake { weight, zone, ..fake(name, now) })).collect();
         let mut turned = all.clone();
         turned.reverse();
         let zone = Some(ZoneSettings { own: "near".into(), min_usable: 0.7 });
@@ -109,4 +112,16 @@ fn ten_thousand_heavy_endpoints_fit_and_each_gets_keys_while_there_is_room() {
             assert!(pick_hash(&group, Some(rng.u64(..)), now, &mut rng).is_some());
         }
     }
+}
+
+#[test]
+fn last_resorts_follow_the_weights_too() {
+    let now = Instant::now();
+    let all = weighted(&[100, 300], now);
+    for endpoint in &all {
+        endpoint.healthy.store(false, Ordering::Relaxed);
+    }
+    let group = Group::new(settings(Algorithm::RingHash), all.clone(), None, now);
+    let heavy = homes(&group, now).iter().filter(|home| **home == all[1].key).count();
+    assert!((3600..3900).contains(&heavy), "{heavy} of 5000");
 }

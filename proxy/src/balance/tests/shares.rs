@@ -136,3 +136,25 @@ fn shares_of_equals_are_near_even_at_low_load() {
     }
     assert!(worst < 0.25, "off by {worst}");
 }
+
+#[test]
+fn a_light_endpoint_does_not_take_all_that_a_heavy_busy_one_leaves() {
+    let now = Instant::now();
+    let all = weighted(&[1, 1000], now);
+    for endpoint in &all {
+        endpoint.state.learn_latency(ms(5), now);
+    }
+    let group = group(&all, now);
+    all[1].state.begin();
+    let shares = shares(&group, &all, now, 8);
+    assert!(shares[0] < 60, "{shares:?}");
+}
+
+#[test]
+fn latencies_far_below_a_millisecond_are_equal() {
+    let now = Instant::now();
+    let all = fakes(2, now);
+    all[0].state.learn_latency(Duration::from_micros(50), now);
+    all[1].state.learn_latency(Duration::from_micros(150), now);
+    assert_eq!(shares(&group(&all, now), &all, now, 2), [3000, 3000]);
+}

@@ -27,9 +27,9 @@ fn requests_stay_in_the_zone_and_spill_over_in_proportion_when_it_is_short() {
         let all = zoned(10, 10, now);
         let group = zone_group(&all, algorithm, now);
         let mut parts = Vec::new();
-        for out in 0..10 {
+        for endpoint in &all[..10] {
             parts.push(near(&group, now));
-            report(&group, &all[out], &BROKEN, now);
+            report(&group, endpoint, &BROKEN, now);
         }
         for (out, part) in parts.into_iter().enumerate() {
             let ideal = ((10 - out) as f64 / 10.0 / 0.7).min(1.0);
@@ -52,7 +52,7 @@ fn nobody_goes_without() {
     for endpoint in &all[1..] {
         endpoint.healthy.store(false, Ordering::Relaxed);
     }
-    let group = Group::new(group.settings().clone(), all.clone(), Some(&group), now);
+    let group = Group::new(group.settings().clone(), all, Some(&group), now);
     assert_eq!(near(&group, now), 1.0);
 }
 
@@ -71,4 +71,18 @@ fn a_zone_that_was_out_altogether_is_found_to_be_back() {
     }
     assert_eq!(group.look(&all[0], back).status, Status::Closed);
     assert_eq!(near(&group, back + secs(10)), 1.0);
+}
+
+#[test]
+fn health_counts_for_the_zone_as_the_breaker_does() {
+    let now = Instant::now();
+    let all = zoned(10, 10, now);
+    let group = zone_group(&all, Algorithm::PeakEwma, now);
+    assert_eq!(near(&group, now), 1.0);
+    for endpoint in &all[..5] {
+        endpoint.healthy.store(false, Ordering::Relaxed);
+    }
+    let group = Group::new(group.settings().clone(), all, Some(&group), now);
+    let part = near(&group, now);
+    assert!((part - 0.5 / 0.7).abs() < 0.04, "{part}");
 }
