@@ -31,6 +31,17 @@ pub struct Key {
 }
 
 impl Key {
+    /// A row of the table: path, unit, default, range and text, as in the fields.
+    pub const fn new(
+        path: &'static str,
+        unit: &'static str,
+        default: &'static str,
+        range: &'static str,
+        doc: &'static str,
+    ) -> Self {
+        Self { path, unit, default, range, doc }
+    }
+
     /// The environment variable that overrides this key: `timeouts.connect` is
     /// `OUTRIGGER_TIMEOUTS_CONNECT`.
     pub fn env(&self) -> String {
@@ -117,6 +128,11 @@ impl Origin {
             Some(line) => self.at_line(Some(line), format!("{key}: {message}")),
             None => self.at_line(None, format!("{key}: {message}")),
         }
+    }
+
+    /// A variable of the environment that sets no key.
+    pub fn variable(&self, name: &str) -> Option<&str> {
+        self.env.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
     fn overrides(&self) -> impl Iterator<Item = (&'static Key, String, &str)> {

@@ -14,96 +14,102 @@ use crate::store::StoreOptions;
 
 /// Every key.
 pub const KEYS: &[Key] = &[
-    key("log_format", "word", "text", "text, json", "Form of the log lines on standard error."),
-    key("drain_timeout", "duration", "10s", "0s..10m", "How long requests in flight may take after SIGTERM."),
-    key(
+    Key::new("log_format", "word", "text", "text, json", "Form of the log lines on standard error."),
+    Key::new(
+        "drain_timeout",
+        "duration",
+        "10s",
+        "0s..10m",
+        "How long requests in flight may take after SIGTERM.",
+    ),
+    Key::new(
         "server.listen",
         "host:port",
         "127.0.0.1:8080",
         "port 0 picks a free one",
         "Where orders are served.",
     ),
-    key(
+    Key::new(
         "server.database",
         "path",
         "orders.db",
         "a file on a local disk",
         "The SQLite file; replicas on one machine may share it.",
     ),
-    key(
+    Key::new(
         "server.max_connections",
         "number",
         "1024",
         "1..65536",
         "Most connections at once; more wait in the kernel's queue.",
     ),
-    key(
+    Key::new(
         "server.queue",
         "number",
         "1024",
         "1..65536",
         "Writes that may wait for the writer; one more is answered 503.",
     ),
-    key("server.batch", "number", "64", "1..1024", "Most writes committed together."),
-    key("server.readers", "number", "2", "1..64", "Connections for reading; each has a thread."),
-    key(
+    Key::new("server.batch", "number", "64", "1..1024", "Most writes committed together."),
+    Key::new("server.readers", "number", "2", "1..64", "Connections for reading; each has a thread."),
+    Key::new(
         "server.busy_timeout",
         "duration",
         "2s",
         "10ms..1m",
         "How long a write waits for other replicas' writes before it is answered 503.",
     ),
-    key(
+    Key::new(
         "server.body_timeout",
         "duration",
         "10s",
         "10ms..10m",
         "How long a request body may take before it is answered 408.",
     ),
-    key(
+    Key::new(
         "server.max_database",
         "size",
         "16GiB",
         "64KiB..16384GiB",
         "Largest database file; beyond it writes are answered 507 and reads go on.",
     ),
-    key(
+    Key::new(
         "server.idempotency_retention",
         "duration",
         "24h",
         "1s..720h",
         "How long an Idempotency-Key is remembered.",
     ),
-    key(
+    Key::new(
         "storefront.listen",
         "host:port",
         "127.0.0.1:8081",
         "port 0 picks a free one",
         "Where the storefront is served.",
     ),
-    key("storefront.orders", "URL", "http://orders.shop", "http, no path", "The order service."),
-    key(
+    Key::new("storefront.orders", "URL", "http://orders.shop", "http, no path", "The order service."),
+    Key::new(
         "storefront.proxy",
         "URL",
         "-",
         "http, no path",
         "Forward proxy for calls to the order service; none: call it directly.",
     ),
-    key(
+    Key::new(
         "storefront.timeout",
         "duration",
         "10s",
         "1ms..10m",
         "How long one call to the order service may take.",
     ),
-    key(
+    Key::new(
         "storefront.max_connections",
         "number",
         "1024",
         "1..65536",
         "Most connections from users at once; more wait in the kernel's queue.",
     ),
-    key(
+    Key::new(
         "storefront.max_upstream_connections",
         "number",
         "128",
@@ -111,16 +117,6 @@ pub const KEYS: &[Key] = &[
         "Most connections to the order service (or the proxy); more calls wait within their timeout.",
     ),
 ];
-
-const fn key(
-    path: &'static str,
-    unit: &'static str,
-    default: &'static str,
-    range: &'static str,
-    doc: &'static str,
-) -> Key {
-    Key { path, unit, default, range, doc }
-}
 
 /// What the file says, unchecked.
 #[derive(Debug, Clone, Default, Deserialize)]

@@ -30,7 +30,7 @@ impl Default for Timeouts {
 }
 
 const fn key(path: &'static str) -> Key {
-    Key { path, unit: "", default: "", range: "", doc: "" }
+    Key::new(path, "", "", "", "")
 }
 
 const KEYS: &[Key] = &[key("address"), key("timeouts.connect"), key("timeouts.body"), key("list")];
