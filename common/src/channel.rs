@@ -12,7 +12,7 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use http::Uri;
 use hyper_util::rt::TokioIo;
-use rustls::ClientConfig;
+use rustls::{CertificateError, ClientConfig};
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -72,6 +72,56 @@ pub fn describe(status: &tonic::Status) -> String {
     if text.is_empty() { status.code().to_string() } else { text }
 }
 
+/// Why a server at the registry's address is not believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disbelief {
+    /// Its chain ends in another root than ours: a wiped registry, or one of another mesh.
+    UnknownRoot,
+    /// It proved an identity of this mesh that is not the registry's.
+    NotRegistry,
+    /// Its certificate has expired by our clock, or is not valid yet.
+    Time,
+}
+
+/// Finds out whether a call failed because the server is not believed.
+pub fn disbelief(status: &tonic::Status) -> Option<Disbelief> {
+    let mut next = std::error::Error::source(status);
+    while let Some(error) = next {
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        if let Some(found) = inner.and_then(|inner| inner.downcast_ref::<Disbelieved>()) {
+            return Some(found.why);
+        }
+        next = error.source();
+    }
+    None
+}
+
+/// Such a server, in the words of an error.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+struct Disbelieved {
+    why: Disbelief,
+    message: String,
+}
+
+/// A failed handshake, with its reason kept if the server's certificate is it.
+fn handshake_failed(address: &str, error: &io::Error) -> io::Error {
+    let message = format!("TLS with the registry at {address} failed: {error}");
+    let cause = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let why = match cause {
+        Some(rustls::Error::InvalidCertificate(certificate)) => match certificate {
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => Some(Disbelief::UnknownRoot),
+            CertificateError::Expired | CertificateError::NotValidYet => Some(Disbelief::Time),
+            _ => None,
+        },
+        _ => None,
+    };
+    match why {
+        Some(why) => io::Error::new(error.kind(), Disbelieved { why, message }),
+        None => io::Error::new(error.kind(), message),
+    }
+}
+
 fn endpoint(uri: &str) -> Result<Endpoint, tonic::transport::Error> {
     Ok(Endpoint::from_shared(uri.to_owned())?
         .http2_keep_alive_interval(Duration::from_secs(5))
@@ -113,15 +163,17 @@ async fn connect_registry(address: &str, trust: &Trust) -> io::Result<TlsStream<
     };
     let stream = connect_tcp(address).await?;
     let name = ServerName::try_from(REGISTRY_NAME).expect("the constant is a DNS name");
-    let stream = TlsConnector::from(config).connect(name, stream).await.map_err(|error| {
-        io::Error::new(error.kind(), format!("TLS with the registry at {address} failed: {error}"))
-    })?;
+    let stream = TlsConnector::from(config)
+        .connect(name, stream)
+        .await
+        .map_err(|error| handshake_failed(address, &error))?;
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let id = mtls::peer_id(chain).map_err(io::Error::other)?;
     let right_domain = domain.is_none_or(|domain| *id.trust_domain() == domain);
     if *id.principal() != Principal::Registry || !right_domain {
         let message = format!("the server at {address} is {id}, not the registry: refused");
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
+        let refused = Disbelieved { why: Disbelief::NotRegistry, message };
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, refused));
     }
     Ok(stream)
 }

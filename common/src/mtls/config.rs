@@ -112,6 +112,8 @@ fn bad_certificate(error: webpki::Error) -> rustls::Error {
     match error {
         webpki::Error::CertExpired { .. } => CertificateError::Expired.into(),
         webpki::Error::CertNotValidYet { .. } => CertificateError::NotValidYet.into(),
+        // A root with the name of ours and another key.
+        webpki::Error::InvalidSignatureForPublicKey => CertificateError::BadSignature.into(),
         webpki::Error::UnknownIssuer => CertificateError::UnknownIssuer.into(),
         other => CertificateError::Other(rustls::OtherError(Arc::new(other))).into(),
     }

@@ -11,7 +11,7 @@ mod svid;
 
 pub use config::{ClientAuth, client_config, joining_client_config, server_config};
 pub use peer::{PeerError, leaf_expiry, peer_id};
-pub use pin::key_pin;
+pub use pin::{certificate_pin, key_pin, sha256};
 pub use svid::{IdentityError, KeyRequest, Svid};
 
 #[cfg(test)]
