@@ -99,7 +99,9 @@ impl Admin {
     fn ready(&self) -> Answer {
         let missing = self.status.missing();
         if missing.is_empty() {
-            return text(StatusCode::OK, "ready\n");
+            let notes = self.status.notes(Instant::now());
+            let notes: String = notes.iter().map(|note| format!("note: {note}\n")).collect();
+            return text(StatusCode::OK, &format!("ready\n{notes}"));
         }
         text(StatusCode::SERVICE_UNAVAILABLE, &format!("not ready: {}\n", missing.join("; ")))
     }
@@ -143,10 +145,12 @@ fn config(shared: &Shared) -> Value {
         .collect();
     json!({
         "registry": {"address": config.registry},
-        "join": {"token_id": config.token.id},
+        "join": {"token_id": config.token.as_ref().map(|token| &token.id)},
+        "state_dir": config.state_dir,
         "workload": {
             "id": config.workload,
             "zone": config.zone,
+            "weight": config.weight,
             "address": config.address.map(|address| address.to_string()),
             "identity": shared.caller.get().map(|caller| caller.id.to_string()),
         },

@@ -1,5 +1,6 @@
 //! A sidecar's life: bind, join, serve, drain.
 
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -21,8 +22,12 @@ use tokio::time::Instant;
 
 use crate::admin::Admin;
 use crate::config::Config;
-use crate::control::certs::{self, JoinError};
+use crate::control::certs::{self, JoinError, Renewal};
 use crate::control::directory::Directory;
+use crate::control::disk::file::SavedIdentity;
+use crate::control::disk::keeper::Keeper;
+use crate::control::disk::{DiskError, Found, SavedSnapshot, StateDir};
+use crate::control::first::{self, First};
 use crate::control::link::Link;
 use crate::control::register::Registrar;
 use crate::control::status::Status;
@@ -59,6 +64,9 @@ pub enum Error {
     /// The system refused something.
     #[error("cannot start")]
     System(#[from] std::io::Error),
+    /// The state directory must not be used.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// The registry refused the sidecar.
     #[error(transparent)]
     Join(#[from] JoinError),
@@ -74,6 +82,14 @@ pub struct Proxy {
     wanted: mpsc::Receiver<ServiceName>,
     spans: mpsc::Receiver<FinishedSpan>,
     drains: Drains,
+    state: OnDisk,
+}
+
+/// What an earlier process left.
+struct OnDisk {
+    directory: Option<StateDir>,
+    identity: Found<SavedIdentity>,
+    snapshot: Option<SavedSnapshot>,
 }
 
 struct Listeners {
@@ -92,8 +108,9 @@ impl Proxy {
     /// Opens every socket first: what cannot listen must not register.
     ///
     /// # Errors
-    /// A port in use, or a system out of resources.
+    /// A port or state directory in use, or a system out of resources.
     pub fn bind(config: Config) -> Result<Self, Error> {
+        let state = OnDisk::read(config.state_dir.as_deref())?;
         let (data, control) = (runtime::data_plane(config.workers)?, runtime::control()?);
         let (listeners, own) = data.block_on(open(&config))?;
         if let Some(served) = config.services.iter().find(|served| own.contains(served.target)) {
@@ -136,7 +153,7 @@ impl Proxy {
             config,
         });
         let status = Arc::new(Status::default());
-        Ok(Self { data, control, shared, status, listeners, wanted, spans, drains })
+        Ok(Self { data, control, shared, status, listeners, wanted, spans, drains, state })
     }
 
     /// Takes SIGTERM, SIGINT and SIGHUP over, from now on.
@@ -162,7 +179,7 @@ impl Proxy {
     /// # Errors
     /// The registry refuses this sidecar, or the system a thread.
     pub fn run(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), Error> {
-        let Self { data, control, shared, status, listeners, wanted, spans, drains } = self;
+        let Self { data, control, shared, status, listeners, wanted, spans, drains, state } = self;
         let (joined, identity) = oneshot::channel();
         let (finished, ended) = oneshot::channel();
         // A channel belongs to the runtime it is made in.
@@ -170,9 +187,18 @@ impl Proxy {
             control.block_on(async { Link::new(&shared.config.registry, Trust::Svid(shared.svid.clone())) });
         let link =
             link.map_err(|source| Error::Registry { address: shared.config.registry.clone(), source })?;
-        let controller = Controller { shared: shared.clone(), status, link: Arc::new(link), drains };
+        let OnDisk { directory, identity: saved, snapshot } = state;
+        let keeper = directory.map(|at| Keeper::new(at, shared.metrics.clone(), status.clone()));
+        let controller = Controller {
+            shared: shared.clone(),
+            status,
+            link: Arc::new(link),
+            drains,
+            keeper: keeper.map(Arc::new),
+        };
+        let inputs = Inputs { admin: listeners.admin, wanted, spans, joined, saved, snapshot };
         let thread = std::thread::Builder::new().name("control".into()).spawn(move || {
-            let result = control.block_on(controller.run(listeners.admin, wanted, spans, joined, shutdown));
+            let result = control.block_on(controller.run(inputs, shutdown));
             // The data plane ends when the control thread has.
             let _gone = finished.send(());
             control.shutdown_timeout(Duration::from_secs(1));
@@ -181,6 +207,17 @@ impl Proxy {
         data.block_on(serve(shared, listeners.outbound, listeners.mesh, identity, ended));
         data.shutdown_timeout(Duration::from_millis(100));
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+impl OnDisk {
+    fn read(path: Option<&Path>) -> Result<Self, DiskError> {
+        let Some(path) = path else {
+            return Ok(Self { directory: None, identity: Found::Nothing, snapshot: None });
+        };
+        let directory = StateDir::open(path)?;
+        let (identity, snapshot) = (directory.identity()?, directory.snapshot()?);
+        Ok(Self { directory: Some(directory), identity, snapshot })
     }
 }
 
@@ -229,17 +266,23 @@ struct Controller {
     status: Arc<Status>,
     link: Arc<Link>,
     drains: Drains,
+    /// Keeps state on disk, if any is kept.
+    keeper: Option<Arc<Keeper>>,
+}
+
+/// What the control thread takes over.
+struct Inputs {
+    admin: std::net::TcpListener,
+    wanted: mpsc::Receiver<ServiceName>,
+    spans: mpsc::Receiver<FinishedSpan>,
+    joined: oneshot::Sender<()>,
+    saved: Found<SavedIdentity>,
+    snapshot: Option<SavedSnapshot>,
 }
 
 impl Controller {
-    async fn run(
-        self,
-        admin: std::net::TcpListener,
-        wanted: mpsc::Receiver<ServiceName>,
-        spans: mpsc::Receiver<FinishedSpan>,
-        joined: oneshot::Sender<()>,
-        shutdown: impl Future<Output = ()>,
-    ) -> Result<(), Error> {
+    async fn run(self, inputs: Inputs, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+        let Inputs { admin, wanted, spans, joined, saved, snapshot } = inputs;
         let tasks = Tasks::current();
         let (ask, mut asked) = mpsc::channel(1);
         let admin_port = Admin { shared: self.shared.clone(), status: self.status.clone(), drain: ask };
@@ -251,10 +294,15 @@ impl Controller {
             }
         };
         tokio::pin!(shutdown);
-        tokio::select! {
-            result = self.join() => result?,
+        // What is on disk is in force before anybody is let in.
+        let (token, snapshot) = tokio::select! {
+            result = self.join(saved, snapshot) => result?,
             () = &mut shutdown => return Ok(()),
-        }
+        };
+        let keeper = self.keeper.clone();
+        let mut watch =
+            Watch::new(self.shared.clone(), self.status.clone(), self.link.clone(), wanted, keeper.clone());
+        watch.restore(snapshot);
         // The mesh listener waits for this; if it is gone, so are we.
         let _gone = joined.send(());
         let registrar = Arc::new(Registrar::new(
@@ -263,12 +311,18 @@ impl Controller {
             self.link.clone(),
             tasks.clone(),
         ));
-        let watch = Watch::new(self.shared.clone(), self.status.clone(), self.link.clone(), wanted);
         tasks.spawn("watch", watch.run());
-        tasks.spawn(
-            "certificates",
-            certs::renew_forever(self.shared.clone(), self.link.clone(), self.status.clone()),
-        );
+        if let Some(keeper) = keeper.clone() {
+            tasks.spawn("state on disk", async move { keeper.run().await });
+        }
+        let renewal = Renewal {
+            shared: self.shared.clone(),
+            link: self.link.clone(),
+            status: self.status.clone(),
+            keeper,
+            token,
+        };
+        tasks.spawn("certificates", certs::renew_forever(renewal));
         let registering = registrar.clone();
         tasks.spawn("registration", async move { registering.run().await });
         let finish = DrainTrigger::new();
@@ -276,16 +330,29 @@ impl Controller {
         let exporting = tasks.spawn_joinable("spans", exporting);
         shutdown.await;
         self.drain(&registrar).await;
+        if let Some(keeper) = &self.keeper {
+            keeper.finish().await;
+        }
         // The last spans, if the collector takes them at once.
         finish.start();
         let _late = tokio::time::timeout(LAST_SPANS, exporting).await;
         Ok(())
     }
 
-    /// Gets the first certificate and says who we are from then on.
-    async fn join(&self) -> Result<(), Error> {
+    /// Gets the first certificate, from disk or by joining, and says who we are from then on. Returns
+    /// the id of the token it began with, and the snapshot that goes with it.
+    async fn join(
+        &self,
+        saved: Found<SavedIdentity>,
+        snapshot: Option<SavedSnapshot>,
+    ) -> Result<(String, Option<SavedSnapshot>), Error> {
         let said = std::cell::Cell::new(false);
-        let svid = certs::join(&self.shared, |why| {
+        let before = match &saved {
+            Found::Good(saved) => saved.token.clone(),
+            Found::Nothing | Found::Damaged(_) => String::new(),
+        };
+        let directory = self.keeper.as_ref().map(|keeper| keeper.directory());
+        let first = first::identity(&self.shared, directory, saved, snapshot, |why| {
             // Once in the log, and in `/ready` for as long as it lasts.
             if !said.replace(true) {
                 tracing::warn!("{why}; trying again");
@@ -293,6 +360,10 @@ impl Controller {
             self.status.trouble(why);
         })
         .await?;
+        let First { svid, joined, snapshot } = first;
+        if let (Some(keeper), Some(token)) = (&self.keeper, &joined) {
+            keeper.identity(&svid, token).await;
+        }
         let registry = self.shared.config.registry.clone();
         let identity = |source| JoinError::Identity { registry: registry.clone(), source };
         let caller = caller(&self.shared.config, svid.id.clone()).ok_or_else(|| JoinError::Refused {
@@ -311,7 +382,7 @@ impl Controller {
         // Set once: this is the only caller, and it runs once.
         let _first = (self.shared.caller.set(caller), self.shared.served.set(served));
         self.status.certified();
-        Ok(())
+        Ok((joined.unwrap_or(before), snapshot))
     }
 
     /// Leaves in order: nobody calls us any more, then what is under way ends, then the application's

@@ -1,6 +1,7 @@
 //! The sidecar's own configuration: raw serde form, then checked values.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use outrigger_api::resource::Protocol;
@@ -14,166 +15,182 @@ mod raw;
 pub use raw::{Drain, Health, Limits, Pool, Timeouts};
 use raw::{Raw, RawJoin, RawService, RawWorkers};
 
-const fn key(
-    path: &'static str,
-    unit: &'static str,
-    default: &'static str,
-    range: &'static str,
-    doc: &'static str,
-) -> Key {
-    Key { path, unit, default, range, doc }
-}
-
 /// Every key, for environment variables and `docs/configuration.md`.
 pub const KEYS: &[Key] = &[
-    key("registry.address", "host:port", "127.0.0.1:15012", "any", "Where the registry's gRPC port is."),
-    key(
+    Key::new("registry.address", "host:port", "127.0.0.1:15012", "any", "Where the registry's gRPC port is."),
+    Key::new(
         "join.token",
         "text",
         "-",
         "a token of `outrigger token`",
         "Proof for the first certificate. Prefer the file: process listings and dumps do not show it.",
     ),
-    key("join.token_file", "path", "-", "a readable file", "File that holds the join token."),
-    key(
+    Key::new("join.token_file", "path", "-", "a readable file", "File that holds the join token."),
+    Key::new(
         "workload.id",
         "text",
         "-",
         "1 to 128 letters, digits, '.', '_' and '-'",
         "Unique id of this workload. Default: the host's name and a random suffix.",
     ),
-    key(
+    Key::new(
         "workload.address",
         "IP address",
         "-",
         "an address peers can reach",
         "Address to register. Default: mesh.listen's, or the one the route to the registry starts from.",
     ),
-    key("workload.zone", "text", "-", "up to 63 characters", "Failure zone of this workload."),
-    key(
+    Key::new("workload.zone", "text", "-", "up to 63 characters", "Failure zone of this workload."),
+    Key::new(
+        "workload.weight",
+        "number",
+        "100",
+        "1 to 1000",
+        "Share of requests relative to the other workloads of its services.",
+    ),
+    Key::new(
+        "state_dir",
+        "path",
+        "-",
+        "a directory of its own; made (0700) when it does not exist",
+        "Where key, certificate and last snapshot are kept, so that a restart needs neither the registry nor a token. Default: STATE_DIRECTORY, which systemd sets; without it nothing is kept.",
+    ),
+    Key::new(
         "services",
         "list",
         "[]",
         "entries of name, port, protocol, target",
         "What the application serves. name: label within the namespace of the certificate; port: as callers name it; protocol: http (the client's version), http1, http2 or grpc; target: the application's ip:port.",
     ),
-    key(
+    Key::new(
         "upstreams",
         "list",
         "[]",
         "name.namespace",
         "Services to subscribe to at start. Others are subscribed to at the first request.",
     ),
-    key(
+    Key::new(
         "outbound.listen",
         "ip:port",
         "127.0.0.1:15001",
         "loopback addresses",
         "Where the application sends its calls.",
     ),
-    key("mesh.listen", "ip:port", "0.0.0.0:15008", "any", "Where other sidecars connect, with mutual TLS."),
-    key("admin.listen", "ip:port", "127.0.0.1:15020", "any", "Health, metrics and state of this sidecar."),
-    key(
+    Key::new(
+        "mesh.listen",
+        "ip:port",
+        "0.0.0.0:15008",
+        "any",
+        "Where other sidecars connect, with mutual TLS.",
+    ),
+    Key::new(
+        "admin.listen",
+        "ip:port",
+        "127.0.0.1:15020",
+        "any",
+        "Health, metrics and state of this sidecar.",
+    ),
+    Key::new(
         "workers",
         "threads",
         "1",
         "1 to 256, or auto",
         "Threads that carry requests. auto: the CPU quota of the cgroup.",
     ),
-    key("timeouts.connect", "duration", "1s", "10ms to 1m", "Connecting to an endpoint, TLS included."),
-    key(
+    Key::new("timeouts.connect", "duration", "1s", "10ms to 1m", "Connecting to an endpoint, TLS included."),
+    Key::new(
         "timeouts.request",
         "duration",
         "30s",
         "10ms to 1h",
         "From the last request byte sent to the response head.",
     ),
-    key(
+    Key::new(
         "timeouts.idle",
         "duration",
         "5m",
         "1s to 24h",
         "A request or response body that does not move for this long is ended, as is a client's connection without a request.",
     ),
-    key(
+    Key::new(
         "timeouts.discovery",
         "duration",
         "1s",
         "10ms to 1m",
         "Longest wait of a first request for the registry's answer.",
     ),
-    key(
+    Key::new(
         "pool.idle_timeout",
         "duration",
         "90s",
         "1s to 24h",
         "A connection to another sidecar without requests for this long is closed.",
     ),
-    key(
+    Key::new(
         "pool.app_idle_timeout",
         "duration",
         "3s",
         "100ms to 1h",
         "The same for connections to the application; keep it below the application's own.",
     ),
-    key(
+    Key::new(
         "pool.max_age",
         "duration",
         "10m",
         "1s to 24h",
         "A connection to another sidecar takes no new requests after this age, shortened by up to a fifth at random.",
     ),
-    key(
+    Key::new(
         "limits.header_bytes",
         "size",
         "64KiB",
         "8KiB to 1MiB",
         "Largest head of a request; above it the answer is 431.",
     ),
-    key(
+    Key::new(
         "limits.replay_bytes",
         "size",
         "64KiB",
         "0B to 16MiB",
         "Request bodies up to this size are kept for a retry.",
     ),
-    key(
+    Key::new(
         "limits.connections",
         "connections",
         "10000",
         "1 to 1000000",
         "Client connections of each listener; others wait in the accept queue.",
     ),
-    key(
+    Key::new(
         "limits.edges",
         "edges",
         "1000",
         "1 to 100000",
         "Pairs of source and destination with metrics of their own; others share the label `overflow`.",
     ),
-    key(
+    Key::new(
         "health.interval",
         "duration",
         "1s",
         "100ms to 10m",
         "Time between two TCP connects to each application port.",
     ),
-    key("health.timeout", "duration", "1s", "10ms to 1m", "Limit of one such connect."),
-    key(
+    Key::new("health.timeout", "duration", "1s", "10ms to 1m", "Limit of one such connect."),
+    Key::new(
         "drain.acknowledge",
         "duration",
         "5s",
         "0s to 30s",
         "Longest wait, after deregistering, until callers know.",
     ),
-    key(
+    Key::new(
         "drain.deadline",
         "duration",
         "30s",
         "0s to 1h",
         "Longest wait for requests in flight before the process ends.",
     ),
-    key("log_format", "text", "text", "text or json", "Form of log lines on standard error."),
+    Key::new("log_format", "text", "text", "text or json", "Form of log lines on standard error."),
 ];
 
 /// One port the application serves.
@@ -203,14 +220,18 @@ pub enum Workers {
 pub struct Config {
     /// `host:port` of the registry.
     pub registry: String,
-    /// The join token.
-    pub token: Token,
+    /// The join token; none only when there may be an identity in `state_dir`.
+    pub token: Option<Token>,
     /// Unique id of the workload.
     pub workload: String,
     /// Address to register, if given.
     pub address: Option<IpAddr>,
     /// Failure zone, or empty.
     pub zone: String,
+    /// Share of requests relative to other workloads.
+    pub weight: u32,
+    /// Where state is kept, if it is.
+    pub state_dir: Option<PathBuf>,
     /// What the application serves.
     pub services: Vec<Served>,
     /// Services to subscribe to at start.
@@ -258,7 +279,8 @@ impl Config {
                 return Err(origin.error("workers", "use 1 to 256, or auto"));
             }
         };
-        let token = token(origin, &raw.join)?;
+        let state_dir = state_dir(origin, raw.state_dir);
+        let token = token(origin, &raw.join, state_dir.is_some())?;
         let workload = workload_id(origin, raw.workload.id)?;
         if raw.workload.zone.len() > 63 {
             return Err(origin.error("workload.zone", "use up to 63 characters"));
@@ -278,6 +300,8 @@ impl Config {
             workload,
             address: raw.workload.address,
             zone: raw.workload.zone,
+            weight: raw.workload.weight,
+            state_dir,
             services,
             upstreams,
             outbound: raw.outbound.listen,
@@ -312,7 +336,9 @@ fn check_ranges(origin: &Origin, raw: &Raw) -> Result<(), ConfigError> {
         ("drain.acknowledge", raw.drain.acknowledge, ZERO, 30 * S),
         ("drain.deadline", raw.drain.deadline, ZERO, HOUR),
     ];
+    let weight = usize::try_from(raw.workload.weight).unwrap_or(usize::MAX);
     let numbers = [
+        ("workload.weight", weight, 1, 1000),
         ("limits.header_bytes", raw.limits.header_bytes, 8 << 10, 1 << 20),
         ("limits.replay_bytes", raw.limits.replay_bytes, 0, 16 << 20),
         ("limits.connections", raw.limits.connections, 1, 1_000_000),
@@ -333,8 +359,19 @@ fn check_ranges(origin: &Origin, raw: &Raw) -> Result<(), ConfigError> {
     outside.map_or(Ok(()), |name| Err(origin.error(name, format!("out of range; use {}", range(name)))))
 }
 
-fn token(origin: &Origin, join: &RawJoin) -> Result<Token, ConfigError> {
-    let parse = |key: &str, text: &str| Token::parse(text).map_err(|error| origin.error(key, error));
+/// An empty path keeps nothing, whatever systemd offers.
+fn state_dir(origin: &Origin, given: Option<PathBuf>) -> Option<PathBuf> {
+    let offered = || {
+        // systemd.exec(5): several directories are separated by colons.
+        let first = origin.variable("STATE_DIRECTORY")?.split(':').next()?;
+        Some(PathBuf::from(first))
+    };
+    given.or_else(offered).filter(|path| !path.as_os_str().is_empty())
+}
+
+fn token(origin: &Origin, join: &RawJoin, has_state: bool) -> Result<Option<Token>, ConfigError> {
+    let parse =
+        |key: &str, text: &str| Token::parse(text).map(Some).map_err(|error| origin.error(key, error));
     match (&join.token, &join.token_file) {
         (Some(text), None) => parse("join.token", text),
         (None, Some(path)) => {
@@ -343,6 +380,7 @@ fn token(origin: &Origin, join: &RawJoin) -> Result<Token, ConfigError> {
             parse("join.token_file", &text)
         }
         (Some(_), Some(_)) => Err(origin.error("join.token", "give either join.token or join.token_file")),
+        (None, None) if has_state => Ok(None),
         (None, None) => Err(origin.error(
             "join.token",
             "missing: a sidecar needs a join token for its first certificate; make one with `outrigger token`",

@@ -383,11 +383,23 @@ impl Sidecar {
 
     /// Kills it if it runs, and starts it again on the same ports with the same token.
     #[must_use]
-    pub async fn restart(mut self) -> Self {
-        self.process.kill();
-        let sidecar = Self::launch(&self.id, self.settings, self.environment, self.directory).await;
+    pub async fn restart(self) -> Self {
+        let sidecar = self.relaunch(&json!({})).await;
         sidecar.ready().await;
         sidecar
+    }
+
+    /// The same with more configuration, and without waiting until it is ready.
+    #[must_use]
+    pub async fn relaunch(mut self, extra: &Value) -> Self {
+        self.process.kill();
+        merge(&mut self.settings, extra);
+        Self::launch(&self.id, self.settings, self.environment, self.directory).await
+    }
+
+    /// Its configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.directory.join(format!("{}.yaml", self.id))
     }
 
     /// Waits until `/ready` says so.

@@ -27,6 +27,7 @@ pub(super) struct Raw {
     pub(super) health: Health,
     pub(super) drain: Drain,
     pub(super) log_format: LogFormat,
+    pub(super) state_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -48,12 +49,19 @@ pub(super) struct RawJoin {
     pub(super) token_file: Option<PathBuf>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawWorkload {
     pub(super) id: Option<String>,
     pub(super) address: Option<IpAddr>,
     pub(super) zone: String,
+    pub(super) weight: u32,
+}
+
+impl Default for RawWorkload {
+    fn default() -> Self {
+        Self { id: None, address: None, zone: String::new(), weight: 100 }
+    }
 }
 
 #[derive(Debug, Deserialize)]

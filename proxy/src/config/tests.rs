@@ -51,6 +51,7 @@ fn wrong_values_name_their_place_and_the_remedy() {
             "proxy.yaml:3",
             "tcp",
         ),
+        (format!("{with_token}workload: {{weight: 0}}\n"), "proxy.yaml:2", "1 to 1000"),
         (format!("{with_token}upstreams: [orders]\n"), "proxy.yaml:2", "name.namespace"),
         (format!("{with_token}limits:\n  header_bytes: 1KiB\n"), "proxy.yaml:3", "8KiB to 1MiB"),
     ] {
@@ -59,4 +60,19 @@ fn wrong_values_name_their_place_and_the_remedy() {
         assert!(error.message.contains(words), "{error}");
         assert!(!error.message.contains("s3cr3t"), "{error}");
     }
+}
+
+#[test]
+fn a_token_may_be_left_out_where_an_identity_may_be_on_disk() {
+    let load = |text: &str, env: &[(&str, &str)]| {
+        let env = env.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        Config::load(&Origin::new(Some("proxy.yaml".into()), text.to_owned(), env, KEYS))
+    };
+    let systemd = [("STATE_DIRECTORY", "/var/lib/a:/var/lib/b")];
+    let config = load("state_dir: /x\n", &systemd).unwrap();
+    assert_eq!((config.token, config.state_dir), (None, Some("/x".into())));
+    assert_eq!(load("", &systemd).unwrap().state_dir, Some("/var/lib/a".into()));
+    let with_token = format!("join: {{token: {TOKEN}}}\nstate_dir: ''\n");
+    assert_eq!(load(&with_token, &systemd).unwrap().state_dir, None);
+    assert!(load("state_dir: ''\n", &systemd).unwrap_err().message.contains("outrigger token"));
 }

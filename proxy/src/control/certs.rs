@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use outrigger_api::token::Token;
 use outrigger_api::v1;
 use outrigger_api::v1::certificates_client::CertificatesClient;
 use outrigger_api::v1::join_client::JoinClient;
@@ -12,6 +13,7 @@ use outrigger_common::mtls::{IdentityError, KeyRequest, Svid};
 use outrigger_common::telemetry::chain;
 use tonic::{Code, Status};
 
+use super::disk::keeper::Keeper;
 use super::link::Link;
 use super::status::Status as Standing;
 use crate::shared::Shared;
@@ -19,6 +21,8 @@ use crate::tls::TlsConfigs;
 
 /// Longest call for a certificate.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Least pause between renewals that a wrong clock makes useless.
+const CLOCK_PAUSE: Duration = Duration::from_secs(5);
 /// Longest sleep before the wall clock is looked at again: it may jump.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
@@ -35,6 +39,18 @@ pub enum JoinError {
         /// What it said.
         message: String,
     },
+    /// There is neither an identity nor a token.
+    #[error("no join token is configured; make one with `outrigger token` and set join.token_file")]
+    NoToken,
+    /// What is on disk will not do, and the token does not help.
+    #[error("{why}, and this sidecar cannot rejoin; give it a new token of `outrigger token`")]
+    State {
+        /// What is wrong with the state on disk.
+        why: String,
+        /// Why joining failed.
+        #[source]
+        source: Box<Self>,
+    },
     /// The identity cannot be used.
     #[error("the certificate of the registry at {registry} cannot be used")]
     Identity {
@@ -46,24 +62,46 @@ pub enum JoinError {
     },
 }
 
-/// Joins, waiting for the registry as long as it takes. `waiting` hears why.
+/// Joins, waiting for the registry as long as it takes. `waiting` hears why. Returns the identity and
+/// the id of the token.
 ///
 /// Cancel safety: a single-use token may be spent.
 ///
 /// # Errors
 /// The token or the answer is no good: asking again would not help.
-pub async fn join(shared: &Shared, waiting: impl Fn(String)) -> Result<Svid, JoinError> {
+pub async fn join(shared: &Shared, waiting: impl Fn(String)) -> Result<(Svid, String), JoinError> {
+    let token = shared.config.token.as_ref().ok_or(JoinError::NoToken)?;
     // One key for all tries: the registry recognises a repeated request whose answer was lost.
     let request = KeyRequest::generate().map_err(|source| unusable(shared, source))?;
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     loop {
-        match join_once(shared, &request).await {
-            Ok(answer) => return complete(request, answer).map_err(|source| unusable(shared, source)),
+        match join_once(shared, token, &request).await {
+            Ok(answer) => {
+                let svid = complete(request, answer).map_err(|source| unusable(shared, source))?;
+                return Ok((svid, token.id.clone()));
+            }
             Err(Attempt::Refused(error)) => return Err(error),
             Err(Attempt::Later(why)) => waiting(why),
         }
         tokio::time::sleep(backoff.next(fastrand::f64())).await;
     }
+}
+
+/// Joins in one try, with the same result.
+///
+/// Cancel safety: a single-use token may be spent.
+///
+/// # Errors
+/// Why not, for people.
+pub async fn join_now(shared: &Shared) -> Result<(Svid, String), String> {
+    let token = shared.config.token.as_ref().ok_or_else(|| JoinError::NoToken.to_string())?;
+    let request = KeyRequest::generate().map_err(|error| chain(&error))?;
+    let answer = join_once(shared, token, &request).await.map_err(|attempt| match attempt {
+        Attempt::Refused(error) => chain(&error),
+        Attempt::Later(why) => why,
+    })?;
+    let svid = complete(request, answer).map_err(|error| chain(&error))?;
+    Ok((svid, token.id.clone()))
 }
 
 /// Why one try did not succeed.
@@ -74,8 +112,12 @@ enum Attempt {
     Later(String),
 }
 
-async fn join_once(shared: &Shared, request: &KeyRequest) -> Result<v1::CertificateResponse, Attempt> {
-    let (registry, token) = (&shared.config.registry, &shared.config.token);
+async fn join_once(
+    shared: &Shared,
+    token: &Token,
+    request: &KeyRequest,
+) -> Result<v1::CertificateResponse, Attempt> {
+    let registry = &shared.config.registry;
     let refused =
         |message: String| Attempt::Refused(JoinError::Refused { registry: registry.clone(), message });
     let channel = channel::registry(registry, Trust::Pin(token.pin.as_str().into()));
@@ -110,9 +152,25 @@ pub fn install(shared: &Shared, svid: Svid) -> Result<(), IdentityError> {
     Ok(())
 }
 
+/// What renewing works with.
+pub struct Renewal {
+    /// The sidecar.
+    pub shared: Arc<Shared>,
+    /// The channel to the registry.
+    pub link: Arc<Link>,
+    /// How it stands.
+    pub status: Arc<Standing>,
+    /// Where identities are kept, if they are.
+    pub keeper: Option<Arc<Keeper>>,
+    /// Id of the token that began the identity.
+    pub token: String,
+}
+
 /// Renews for ever: at two thirds of each lifetime, more often while it fails. A certificate that has
 /// expired proves nothing any more: then the join token has to do, if it still can.
-pub async fn renew_forever(shared: Arc<Shared>, link: Arc<Link>, status: Arc<Standing>) {
+pub async fn renew_forever(mut with: Renewal) {
+    let Renewal { shared, link, status, .. } = &with;
+    let (shared, link, status) = (shared.clone(), link.clone(), status.clone());
     let mut due = due(&shared);
     let mut backoff = retry_pace(&shared);
     loop {
@@ -124,10 +182,21 @@ pub async fn renew_forever(shared: Arc<Shared>, link: Arc<Link>, status: Arc<Sta
         }
         let left =
             || shared.svid.load().as_ref().map(|svid| svid.remaining(SystemTime::now())).unwrap_or_default();
-        let result =
-            if left().is_zero() { rejoin(&shared, &link).await } else { renew(&shared, &link).await };
+        // A renewal is worth a try even then: our clock may be wrong, and the registry's counts.
+        let mut result = renew(&shared, &link).await;
+        if result.is_err() && left().is_zero() {
+            result = with.rejoin().await;
+        }
         match result {
+            Ok(()) if left().is_zero() => {
+                with.keep().await;
+                status.expired(Some(
+                    "a certificate just issued has expired by this machine's clock, which is ahead of the registry's: set it".to_owned(),
+                ));
+                due = SystemTime::now() + backoff.next(fastrand::f64()).max(CLOCK_PAUSE);
+            }
             Ok(()) => {
+                with.keep().await;
                 status.expired(None);
                 due = self::due(&shared);
                 backoff = retry_pace(&shared);
@@ -146,13 +215,20 @@ pub async fn renew_forever(shared: Arc<Shared>, link: Arc<Link>, status: Arc<Sta
     }
 }
 
-async fn rejoin(shared: &Shared, link: &Link) -> Result<(), String> {
-    let request = KeyRequest::generate().map_err(|error| chain(&error))?;
-    let answer = join_once(shared, &request).await.map_err(|attempt| match attempt {
-        Attempt::Refused(error) => chain(&error),
-        Attempt::Later(why) => why,
-    })?;
-    replace(shared, link, complete(request, answer))
+impl Renewal {
+    async fn rejoin(&mut self) -> Result<(), String> {
+        let (svid, token) = join_now(&self.shared).await?;
+        replace(&self.shared, &self.link, Ok(svid))?;
+        self.token = token;
+        Ok(())
+    }
+
+    /// Puts the certificate in force on disk.
+    async fn keep(&self) {
+        if let (Some(keeper), Some(svid)) = (&self.keeper, self.shared.svid.load_full()) {
+            keeper.identity(&svid, &self.token).await;
+        }
+    }
 }
 
 fn due(shared: &Shared) -> SystemTime {
@@ -186,7 +262,13 @@ fn replace(shared: &Shared, link: &Link, svid: Result<Svid, IdentityError>) -> R
     if shared.caller.get().is_some_and(|caller| caller.id != svid.id) {
         return Err(format!("the registry sent a certificate of {}", svid.id));
     }
+    let expired = svid.remaining(SystemTime::now()).is_zero();
     install(shared, svid).map_err(|error| chain(&error))?;
+    if expired {
+        // Our clock is ahead: a new connection would find the registry's certificate expired as well,
+        // while the one there goes on.
+        return Ok(());
+    }
     link.renew().map_err(|error| chain(&error))
 }
 

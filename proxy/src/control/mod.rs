@@ -2,9 +2,12 @@
 //! reaches the request path through [`directory::Directory`] alone.
 
 pub mod certs;
+pub mod clock;
 pub mod compile;
 pub mod destination;
 pub mod directory;
+pub mod disk;
+pub mod first;
 pub mod link;
 pub mod register;
 pub mod snapshot;

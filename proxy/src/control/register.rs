@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use outrigger_api::v1;
 use outrigger_api::v1::registration_client::RegistrationClient;
@@ -14,7 +14,9 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tonic::Code;
+use tonic::metadata::MetadataMap;
 
+use super::clock;
 use super::link::Link;
 use super::status::Status;
 use crate::config::Served;
@@ -57,8 +59,18 @@ impl Registrar {
         let mut healthy = self.check().await;
         let mut renew_at = Instant::now();
         let mut check_at = Instant::now() + health.interval;
+        let mut connected = self.status.connections();
         loop {
-            tokio::time::sleep_until(renew_at.min(check_at)).await;
+            // Nobody registers with a registry that the watch has not found to be the right one.
+            let known = *connected.borrow_and_update() || matches!(*self.lease.lock().await, Lease::Held(_));
+            let next = if known { renew_at.min(check_at) } else { check_at };
+            tokio::select! {
+                () = tokio::time::sleep_until(next) => {}
+                Ok(()) = connected.changed() => {
+                    renew_at = Instant::now();
+                    continue;
+                }
+            }
             if Instant::now() >= check_at {
                 check_at = Instant::now() + health.interval;
                 let now = self.check().await;
@@ -72,7 +84,7 @@ impl Registrar {
                     renew_at = Instant::now();
                 }
             }
-            if Instant::now() >= renew_at {
+            if known && Instant::now() >= renew_at {
                 match self.renew(&healthy).await {
                     Ok(ttl) => {
                         backoff.reset();
@@ -125,7 +137,10 @@ impl Registrar {
             Lease::Held(id) => {
                 let request = v1::RenewRequest { lease: id.clone(), healthy: healthy.to_vec() };
                 match within(client.renew(request)).await {
-                    Ok(answer) => return Ok(Duration::from_millis(answer.ttl_ms)),
+                    Ok(answer) => {
+                        self.look_at_clock(answer.metadata());
+                        return Ok(Duration::from_millis(answer.get_ref().ttl_ms));
+                    }
                     Err(status) if status.code() != Code::NotFound => return Err(describe(&status)),
                     Err(_) => tracing::warn!("the lease is gone; registering again"),
                 }
@@ -133,10 +148,15 @@ impl Registrar {
             }
             Lease::None => {}
         }
+        if !self.status.is_connected() {
+            return Err("no watch stream to the registry".to_owned());
+        }
         let caller = self.shared.caller.get().ok_or("no identity yet")?;
         let address = self.address().await?;
         match within(client.register(self.request(caller, address, healthy))).await {
             Ok(answer) => {
+                self.look_at_clock(answer.metadata());
+                let answer = answer.into_inner();
                 *lease = Lease::Held(answer.lease);
                 self.status.registered();
                 tracing::info!(workload = self.shared.config.workload, "registered");
@@ -144,8 +164,8 @@ impl Registrar {
             }
             Err(status) => {
                 let error = format!("not registered: {}", status.message());
-                self.status.trouble(error.clone());
                 if !matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded) {
+                    self.status.unregistered(error.clone());
                     tracing::error!(error, "the registry refuses this workload");
                 }
                 Err(error)
@@ -171,7 +191,21 @@ impl Registrar {
             address: address.to_string(),
             mesh_port: self.shared.own.mesh.port().into(),
             ports: config.services.iter().zip(healthy).map(served).collect(),
-            weight: 0,
+            weight: self.shared.config.weight,
+        }
+    }
+
+    /// Compares this machine's clock with the one of the registry's answer.
+    fn look_at_clock(&self, metadata: &MetadataMap) {
+        let date = metadata.get("date").and_then(|date| date.to_str().ok());
+        let Some(offset) = date.and_then(|date| clock::offset(date, SystemTime::now())) else { return };
+        self.shared.metrics.clock_offset.set(offset);
+        let complaint = clock::complaint(offset);
+        if self.status.clock(complaint.clone()) {
+            match complaint {
+                Some(complaint) => tracing::error!("{complaint}"),
+                None => tracing::info!("this machine's clock agrees with the registry's"),
+            }
         }
     }
 
@@ -219,9 +253,9 @@ async fn towards(registry: &str) -> Option<IpAddr> {
 
 async fn within<T>(
     call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
-) -> Result<T, tonic::Status> {
+) -> Result<tonic::Response<T>, tonic::Status> {
     match tokio::time::timeout(CALL_TIMEOUT, call).await {
-        Ok(answer) => answer.map(tonic::Response::into_inner),
+        Ok(answer) => answer,
         Err(_) => Err(tonic::Status::deadline_exceeded("no answer within 3s")),
     }
 }

@@ -250,7 +250,7 @@ impl State {
     }
 }
 
-fn describe(change: &v1::Change) -> String {
+pub(super) fn describe(change: &v1::Change) -> String {
     use v1::change::Change;
     match &change.change {
         Some(Change::Service(service)) => format!("Service/{}", service.name),

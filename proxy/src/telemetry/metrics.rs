@@ -191,6 +191,13 @@ pub struct Metrics {
     pub snapshot_age: Gauge,
     /// 1 while the watch stream is up.
     pub registry_connected: IntGauge,
+    registry_foreign: IntGaugeVec,
+    /// Writes of state that failed.
+    pub state_failures: IntCounter,
+    /// Unix time of the last write of state.
+    pub state_written: Gauge,
+    /// Seconds by which the wall clock is ahead of the registry's.
+    pub clock_offset: Gauge,
     /// Spans handed to the collector.
     pub spans_exported: IntCounter,
     spans_dropped: IntCounterVec,
@@ -340,6 +347,25 @@ impl Metrics {
                 "mesh_registry_connected",
                 "1 while the watch stream to the registry is up.",
             ),
+            registry_foreign: register(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new("mesh_registry_foreign", "1 while the registry is not believed, by reason."),
+                    &["reason"],
+                ),
+            ),
+            state_failures: register(
+                &registry,
+                IntCounter::new("mesh_state_write_failures_total", "Writes of state to disk that failed."),
+            ),
+            state_written: gauge(
+                "mesh_state_last_written_timestamp_seconds",
+                "When state was last written to disk, Unix time; 0: not yet.",
+            ),
+            clock_offset: gauge(
+                "mesh_clock_offset_seconds",
+                "How far this machine's clock is ahead of the registry's.",
+            ),
             spans_exported: register(
                 &registry,
                 IntCounter::new("mesh_spans_exported_total", "Spans a collector accepted."),
@@ -403,6 +429,13 @@ impl Metrics {
         self.inheritance.with_label_values(&[result]).inc();
     }
 
+    /// Whether a registry is there that is not believed, and why: one of `reasons`.
+    pub fn foreign(&self, reason: Option<&str>, reasons: &[&'static str]) {
+        for known in reasons {
+            self.registry_foreign.with_label_values(&[known]).set((reason == Some(known)).into());
+        }
+    }
+
     /// Counts endpoints set aside and taken back.
     pub fn breaker_transition(&self, to: &str) {
         self.breaker_transitions.with_label_values(&[to]).inc();
@@ -439,6 +472,7 @@ impl Metrics {
         self.inherited("exact");
         self.handshake(Direction::Inbound, "ok");
         self.breaker_transition("open");
+        self.foreign(None, &["unknown_root"]);
         self.spans_lost("queue_full", 0);
         self.registry.gather().iter().map(|family| family.name().to_owned()).collect()
     }

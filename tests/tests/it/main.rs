@@ -20,3 +20,4 @@ mod refusals;
 mod registry;
 mod retries;
 mod shop;
+mod state;
