@@ -76,6 +76,11 @@ impl State {
 }
 
 impl ServiceState {
+    /// The ports that policies can name.
+    pub fn named_ports(&self) -> impl Iterator<Item = &v1::Port> {
+        self.ports.iter().filter(|port| !port.name.is_empty())
+    }
+
     /// The whole service as sidecars hear of it.
     pub fn to_service(&self, name: &ServiceName) -> v1::Service {
         let endpoints = self.endpoints.values().map(|endpoint| endpoint.endpoint.clone()).collect();
@@ -282,6 +287,13 @@ impl Fold {
                 (None, Some(_)) | (Some(_), None) => false,
             };
             if !same {
+                let named = |service: Option<&ServiceState>| {
+                    service.map_or(Vec::new(), |service| service.named_ports().cloned().collect())
+                };
+                if named(old.map(AsRef::as_ref)) != named(new.as_ref()) {
+                    // Policies that name ports mean others now, to those that serve them.
+                    changed.policies.insert(Scope::Authorization(name.clone()));
+                }
                 match new {
                     Some(new) => _ = next.services.insert(name.clone(), Arc::new(new)),
                     None => _ = next.services.remove(&name),

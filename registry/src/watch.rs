@@ -44,6 +44,8 @@ pub struct View {
     held: HashMap<ServiceName, Held>,
     /// Not here: it holds none.
     policies: HashMap<ServiceName, HeldPolicies>,
+    /// The named ports it was told of the services it serves: policies may name them.
+    ports: HashMap<ServiceName, Vec<v1::Port>>,
 }
 
 #[derive(Debug)]
@@ -69,7 +71,13 @@ impl View {
     /// front of.
     pub fn new(namespace: &str, serves: impl IntoIterator<Item = ServiceName>) -> Self {
         let serves = serves.into_iter().collect();
-        Self { namespace: namespace.to_owned(), serves, held: HashMap::new(), policies: HashMap::new() }
+        Self {
+            namespace: namespace.to_owned(),
+            serves,
+            held: HashMap::new(),
+            policies: HashMap::new(),
+            ports: HashMap::new(),
+        }
     }
 
     /// Assumes what a returning sidecar holds of the services it named and of those it serves: what
@@ -85,10 +93,14 @@ impl View {
         let names: HashSet<_> = services.iter().chain(&self.serves).cloned().collect();
         for name in names {
             let audience = self.audience(&name);
-            let held = match unchanged(state.policies.changed(&name, audience)) {
+            // Its ports may be what changed of a service; nobody keeps when they did.
+            let ports = !audience.serves
+                || state.services.get(&name).is_none_or(|service| unchanged(service.changed));
+            let held = match ports && unchanged(state.policies.changed(&name, audience)) {
                 true => HeldPolicies::Known(state.policies.of(&name, audience)),
                 false => HeldPolicies::Unsure,
             };
+            self.ports.insert(name.clone(), self.named_ports(state, &name));
             self.policies.insert(name, held);
         }
     }
@@ -97,11 +109,20 @@ impl View {
         Audience { namespace: &self.namespace, serves: self.serves.contains(name) }
     }
 
+    /// The named ports of a service, for a sidecar that serves it.
+    fn named_ports(&self, state: &State, name: &ServiceName) -> Vec<v1::Port> {
+        match state.services.get(name).filter(|_| self.serves.contains(name)) {
+            Some(service) => service.named_ports().cloned().collect(),
+            None => Vec::new(),
+        }
+    }
+
     /// Forgets a service. What governs it stays for a sidecar that serves it.
     pub fn forget(&mut self, name: &ServiceName) {
         self.held.remove(name);
         if !self.serves.contains(name) {
             self.policies.remove(name);
+            self.ports.remove(name);
         }
     }
 
@@ -131,20 +152,25 @@ impl View {
 
     fn governed(&mut self, state: &State, name: &ServiceName) -> Option<Kind> {
         let set = state.policies.of(name, self.audience(name));
+        let ports = self.named_ports(state, name);
         let same = match self.policies.get(name) {
             None => set.is_empty(),
             Some(HeldPolicies::Unsure) => false,
             Some(HeldPolicies::Known(held)) => *held == set,
         };
-        if same {
+        if same && self.ports.get(name).map_or(&[][..], Vec::as_slice) == ports {
             return None;
+        }
+        match ports.is_empty() {
+            true => _ = self.ports.remove(name),
+            false => _ = self.ports.insert(name.clone(), ports.clone()),
         }
         let resources = set.iter().map(|resource| (**resource).clone()).collect();
         match set.is_empty() {
             true => _ = self.policies.remove(name),
             false => _ = self.policies.insert(name.clone(), HeldPolicies::Known(set)),
         }
-        Some(Kind::Policies(v1::ServicePolicies { service: name.to_string(), resources }))
+        Some(Kind::Policies(v1::ServicePolicies { service: name.to_string(), resources, ports }))
     }
 
     fn service(&mut self, state: &State, name: &ServiceName) -> Option<Kind> {

@@ -382,3 +382,22 @@ async fn the_meshs_defaults_reach_every_stream() {
     watcher.update().await;
     assert_eq!(watcher.defaults, "");
 }
+
+#[tokio::test]
+async fn who_serves_learns_the_names_that_policies_may_give_its_ports() {
+    let mesh = Mesh::start("").await;
+    let server = mesh.sidecar("shop", "orders", &["orders"]).await;
+    server.register(workload("w1", "orders.shop", 80)).await.unwrap();
+    let mut server = serving(&server, &[], &[], &["orders.shop"]).await;
+    for (name, expected) in [("http", vec![(80, "http")]), ("web", vec![(80, "web")])] {
+        let spec = format!("{{ports: [{{name: {name}, port: 80}}]}}");
+        apply(&mesh, &[document("Service", "shop/orders", &spec)]).await;
+        let update = server.update().await;
+        let Some(Kind::Policies(set)) = &update.changes[0].change else { panic!("{update:?}") };
+        let ports: Vec<_> = set.ports.iter().map(|port| (port.number, port.name.as_str())).collect();
+        assert_eq!(ports, expected);
+    }
+    delete(&mesh, &[document("Service", "shop/orders", "{ports: [{port: 80}]}")]).await;
+    let update = server.update().await;
+    assert!(matches!(&update.changes[0].change, Some(Kind::Policies(set)) if set.ports.is_empty()));
+}
