@@ -98,6 +98,7 @@ async fn carry(
     record: &mut RequestRecord,
 ) -> Result<Carried, ProxyError> {
     let Arrived { mut head, body, client, asked } = arrived;
+    port.governed(shared.config.timeouts.discovery).await?;
     let (now, grpc, policy) = (Instant::now(), record.is_grpc(), port.policy());
     policy.authorize(&peer.id, &port.service)?;
     if !port.budget.admit(asked.attempt, now) {

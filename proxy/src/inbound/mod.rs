@@ -14,6 +14,7 @@ use http::HeaderValue;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulConnection;
 use outrigger_common::identity::SpiffeId;
 use outrigger_common::mtls;
 use tokio::net::TcpStream;
@@ -104,6 +105,25 @@ async fn enough(shared: &Shared) {
     }
 }
 
+/// Resolves when a new policy no longer lets the peer call. Who was not let in from the beginning is
+/// told so request by request instead.
+async fn denied(peer: &Peer) {
+    let Some(port) = &peer.port else { return std::future::pending().await };
+    let allowed = || port.policy().authorize(&peer.id, &port.service).is_ok();
+    let mut version = port.policy_version();
+    let mut was_allowed = allowed();
+    loop {
+        if version.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+        let now_allowed = allowed();
+        if was_allowed && !now_allowed {
+            return;
+        }
+        was_allowed = now_allowed;
+    }
+}
+
 async fn serve_h2(shared: &Arc<Shared>, stream: TlsStream<TcpStream>, peer: Arc<Peer>) -> hyper::Result<()> {
     let mut builder = http2::Builder::new(Executor(shared.tasks.clone()));
     builder
@@ -117,15 +137,7 @@ async fn serve_h2(shared: &Arc<Shared>, stream: TlsStream<TcpStream>, peer: Arc<
         let (shared, peer) = (shared.clone(), peer.clone());
         async move { Ok::<_, Infallible>(handle::handle(&shared, &peer, request).await) }
     });
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
-    tokio::pin!(connection);
-    tokio::select! {
-        result = connection.as_mut() => result,
-        () = enough(shared) => {
-            connection.as_mut().graceful_shutdown();
-            tokio::time::timeout(shared.config.drain.deadline, connection).await.unwrap_or(Ok(()))
-        }
-    }
+    drive(shared, &peer, builder.serve_connection(TokioIo::new(stream), service)).await
 }
 
 async fn serve_h1(shared: &Arc<Shared>, stream: TlsStream<TcpStream>, peer: Arc<Peer>) -> hyper::Result<()> {
@@ -133,17 +145,34 @@ async fn serve_h1(shared: &Arc<Shared>, stream: TlsStream<TcpStream>, peer: Arc<
         let (shared, peer) = (shared.clone(), peer.clone());
         async move { Ok::<_, Infallible>(handle::handle(&shared, &peer, request).await) }
     });
-    let connection = http1::Builder::new()
+    let mut builder = http1::Builder::new();
+    builder
         .timer(TokioTimer::new())
         .header_read_timeout(shared.config.timeouts.idle)
-        .max_buf_size(shared.config.limits.header_bytes)
-        .serve_connection(TokioIo::new(stream), service);
+        .max_buf_size(shared.config.limits.header_bytes);
+    drive(shared, &peer, builder.serve_connection(TokioIo::new(stream), service)).await
+}
+
+/// Runs a connection to its end: its own, a gentle one when it has served long enough, or at once,
+/// with all that is under way, when its peer may not call any more.
+async fn drive<C: GracefulConnection<Error = hyper::Error>>(
+    shared: &Shared,
+    peer: &Peer,
+    connection: C,
+) -> hyper::Result<()> {
     tokio::pin!(connection);
+    let gently = async {
+        tokio::select! {
+            result = connection.as_mut() => return result,
+            () = enough(shared) => connection.as_mut().graceful_shutdown(),
+        }
+        tokio::time::timeout(shared.config.drain.deadline, connection).await.unwrap_or(Ok(()))
+    };
     tokio::select! {
-        result = connection.as_mut() => result,
-        () = enough(shared) => {
-            connection.as_mut().graceful_shutdown();
-            tokio::time::timeout(shared.config.drain.deadline, connection).await.unwrap_or(Ok(()))
+        result = gently => result,
+        () = denied(peer) => {
+            tracing::info!(peer = %peer.id, port = peer.asked, "connection ended: its peer may not call any more");
+            Ok(())
         }
     }
 }

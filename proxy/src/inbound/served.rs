@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
 use outrigger_api::resource::policy::TrafficPolicySpec;
@@ -17,6 +17,7 @@ use super::policy::{self, PortPolicy, Served};
 use crate::config::Config;
 use crate::control::snapshot::server_name;
 use crate::control::state::State;
+use crate::error::ProxyError;
 use crate::outbound::policy::server_budget;
 use crate::policy::budget::ServerBudget;
 use crate::policy::limit::Concurrency;
@@ -127,6 +128,26 @@ impl ServedPort {
     /// The policy in force.
     pub fn policy(&self) -> Guard<Arc<PortPolicy>> {
         self.policy.load()
+    }
+
+    /// Waits for the first policies, be there none, at most `limit`: before they are known nobody may
+    /// be let in.
+    ///
+    /// Cancel safety: safe.
+    ///
+    /// # Errors
+    /// They did not come.
+    pub async fn governed(&self, limit: Duration) -> Result<(), ProxyError> {
+        if *self.version.borrow() > 0 {
+            return Ok(());
+        }
+        let mut version = self.version.subscribe();
+        match tokio::time::timeout(limit, version.wait_for(|version| *version > 0)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) | Err(_) => {
+                Err(ProxyError::DiscoveryUnavailable(format!("the policies of {}", self.service)))
+            }
+        }
     }
 
     /// Changes with each policy.

@@ -111,7 +111,7 @@ fn answered(call: &Call<'_>, mut sent: Sent, took: Duration) -> Outcome {
         sent.watch.undecided(took);
     } else {
         // Without connecting: a first handshake says nothing about the next request.
-        sent.watch.answered(classify(status, code, None), took);
+        sent.watch.answered(classify(status, code, None), took, asked);
     }
     match again {
         None => Outcome::Done(sent),
@@ -147,7 +147,10 @@ fn reported(
             sent.watch.failed(FailureKind::Connection);
         }
         Reason::AppTimeout => sent.watch.failed(FailureKind::Timeout),
-        other => sent.watch.answered(classify(sent.response.status(), None, Some(other)), elapsed),
+        other => {
+            let class = classify(sent.response.status(), None, Some(other));
+            sent.watch.answered(class, elapsed, asked);
+        }
     }
     let why = match reason {
         _ if !delivered => RetryReason::Undelivered,

@@ -20,6 +20,7 @@ pub fn delay(call: &Call<'_>, number: u32) -> Option<Duration> {
 /// Runs the first attempt, and after `delay` a second one beside it at another endpoint, if the
 /// budget allows. The first good answer counts; the other attempt is reset.
 pub async fn run(call: &Call<'_>, watch: Watch, delay: Duration, tried: &mut Tried) -> Outcome {
+    let began = Instant::now();
     let first = attempt::run(call, watch, Body::Empty, 1);
     tokio::pin!(first);
     tokio::select! {
@@ -44,6 +45,11 @@ pub async fn run(call: &Call<'_>, watch: Watch, delay: Duration, tried: &mut Tri
             Outcome::Again(_) | Outcome::Fail(_) => (first.await, false),
         },
     };
+    if second_won {
+        // The slow one is not waited for, but what it took so far counts: left out, the quantile would
+        // sink with each hedge, and hedges would grow in number.
+        call.destination.latencies().observe(began.elapsed(), Instant::now());
+    }
     call.edge.hedge(if second_won { "won" } else { "lost" });
     outcome
 }

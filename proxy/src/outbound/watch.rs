@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use http::StatusCode;
 
 use crate::balance::{Candidate, FailureKind, Group, Outcome, Pick, Transition};
+use crate::policy::backoff::Asked;
 use crate::policy::classify::{Class, classify};
 use crate::pool::mesh::Endpoint;
 use crate::telemetry::metrics::Metrics;
@@ -21,6 +22,8 @@ pub struct Watch {
     started: Instant,
     /// The latency to report once the call has succeeded.
     latency: Duration,
+    /// What the answer asked for.
+    retry_after: Option<Duration>,
 }
 
 impl Watch {
@@ -33,7 +36,15 @@ impl Watch {
     ) -> Self {
         let endpoint = pick.endpoint().clone();
         endpoint.state().begin();
-        Self { group, endpoint, metrics, pick: Some(pick), started: now, latency: Duration::ZERO }
+        Self {
+            group,
+            endpoint,
+            metrics,
+            pick: Some(pick),
+            started: now,
+            latency: Duration::ZERO,
+            retry_after: None,
+        }
     }
 
     /// The endpoint.
@@ -46,9 +57,13 @@ impl Watch {
         self.started.elapsed()
     }
 
-    /// The head came after `latency`, and says all there is to say.
-    pub fn answered(&mut self, class: Class, latency: Duration) {
+    /// The head came after `latency`, and says all there is to say; it may have `asked` for a pause.
+    pub fn answered(&mut self, class: Class, latency: Duration, asked: Option<Asked>) {
         self.latency = latency;
+        self.retry_after = match asked {
+            Some(Asked::After(wait)) => Some(wait),
+            Some(Asked::Never) | None => None,
+        };
         self.conclude(class);
     }
 
@@ -83,7 +98,7 @@ impl Watch {
             // It answers, which is all that concerns the breaker: a 404 closes as well as a 200.
             Class::Success | Class::ClientError => Outcome::Success { latency: self.latency },
             Class::Failure => Outcome::Failure { kind: FailureKind::Status, elapsed },
-            Class::Throttled => Outcome::Throttled { elapsed, retry_after: None },
+            Class::Throttled => Outcome::Throttled { elapsed, retry_after: self.retry_after },
         });
     }
 
