@@ -25,8 +25,9 @@ use crate::policy::limit::{Admission, Permit, Shed};
 use crate::respond;
 use crate::route::DEFAULT_ROUTE;
 use crate::shared::Shared;
+use crate::telemetry::edge::Edge;
 use crate::telemetry::environment::Sampling;
-use crate::telemetry::metrics::Direction;
+use crate::telemetry::metrics::{Direction, seconds};
 use crate::telemetry::record::RequestRecord;
 use crate::telemetry::trace::{TraceContext, new_span_id};
 
@@ -107,7 +108,7 @@ async fn carry(
     policy.rate(&head, grpc, &peer.id, now)?;
     let stream_idle = policy.stream_idle;
     drop(policy);
-    let permit = admit(port, &peer.id, asked.deadline).await?;
+    let permit = admit(port, &peer.id, asked.deadline, record.edge()).await?;
     // Nobody waits for the answer any more: the work is not begun.
     let now = Instant::now();
     if let Some(deadline) = asked.deadline {
@@ -148,6 +149,7 @@ async fn admit(
     port: &ServedPort,
     caller: &SpiffeId,
     deadline: Option<Instant>,
+    edge: &Edge,
 ) -> Result<Permit, ProxyError> {
     let shed = |why| {
         ProxyError::Overloaded(match why {
@@ -158,7 +160,12 @@ async fn admit(
     };
     match port.concurrency.admit(caller, deadline, Instant::now()) {
         Admission::Admit(permit) => Ok(permit),
-        Admission::Wait(waiting) => waiting.turn().await.map_err(shed),
+        Admission::Wait(waiting) => {
+            let since = Instant::now();
+            let turn = waiting.turn().await;
+            edge.queue.observe(seconds(since.elapsed()));
+            turn.map_err(shed)
+        }
         Admission::Shed(why) => Err(shed(why)),
     }
 }
