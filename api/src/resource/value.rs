@@ -40,7 +40,14 @@ impl<'de> Deserialize<'de> for Span {
 
 impl Serialize for Size {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&format!("{}B", self.0))
+        let (shift, unit) = match self.0.trailing_zeros() {
+            _ if self.0 == 0 => (0, "B"),
+            30.. => (30, "GiB"),
+            20.. => (20, "MiB"),
+            10.. => (10, "KiB"),
+            _ => (0, "B"),
+        };
+        serializer.serialize_str(&format!("{}{unit}", self.0 >> shift))
     }
 }
 
