@@ -27,6 +27,8 @@ pub const ATTEMPT: HeaderName = HeaderName::from_static("x-mesh-attempt");
 pub const TIMEOUT: HeaderName = HeaderName::from_static("x-mesh-timeout-ms");
 /// The same between gRPC peers (gRPC over HTTP/2, "Requests").
 pub const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+/// In [`TIMEOUT`]: there is no limit at all, not even the server's sidecar's own.
+pub const NO_TIMEOUT: &str = "none";
 /// The caller's identity, told to the application.
 pub const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 /// Kept if the client sent one, else the trace's id.

@@ -18,7 +18,6 @@ use crate::http::replay::{Failed, Replay};
 use crate::pool::app::{Evidence, Verdict};
 use crate::pool::connector::Reuse;
 use crate::pool::{self, Lease};
-use crate::shared::Shared;
 
 /// What the application answered, and how long it took.
 pub struct Answered {
@@ -40,18 +39,30 @@ pub struct Handover<'a> {
     pub replay: Option<&'a Replay>,
     /// How the client spoke.
     pub client: Version,
-    /// When the answer is of no use any more.
-    pub deadline: Option<Instant>,
+    /// How long it may take.
+    pub limit: Limit,
 }
 
-/// Sends to the application and waits for the response head.
+/// How long the application may take.
+#[derive(Debug, Clone, Copy)]
+pub enum Limit {
+    /// Until then: the answer is of no use any more.
+    Deadline(Instant),
+    /// That long from the last request byte to the response head.
+    ToHead(Duration),
+    /// As long as it likes.
+    None,
+}
+
+/// Sends to the application and waits for the response head; `idle` is how long the body may stand
+/// still, for the error that says so.
 ///
 /// Cancel safety: the connection is closed, or its stream reset.
 ///
 /// # Errors
 /// How it failed, and thereby whether the application may have seen the request.
-pub async fn exchange(shared: &Shared, handover: Handover<'_>) -> Result<Answered, ProxyError> {
-    let Handover { port, head, replay, client, deadline } = handover;
+pub async fn exchange(handover: Handover<'_>, idle: Duration) -> Result<Answered, ProxyError> {
+    let Handover { port, head, replay, client, limit } = handover;
     let body = match replay {
         None => Body::Empty,
         // The first attempt always has a body.
@@ -63,22 +74,21 @@ pub async fn exchange(shared: &Shared, handover: Handover<'_>) -> Result<Answere
             _ => over_h1(port, h1_request(head, body)?, replay).await,
         }
     };
-    let limit = shared.config.timeouts.request;
     let overdue = async {
-        match (deadline, replay) {
-            // An explicit deadline takes the place of the limit that is always there.
-            (Some(deadline), _) => {
+        match (limit, replay) {
+            (Limit::Deadline(deadline), _) => {
                 tokio::time::sleep_until(deadline.into()).await;
                 ProxyError::DeadlineExceeded
             }
-            (None, None) => {
+            (Limit::ToHead(limit), None) => {
                 tokio::time::sleep(limit).await;
                 ProxyError::AppTimeout(limit)
             }
-            (None, Some(replay)) => {
+            (Limit::ToHead(limit), Some(replay)) => {
                 replay.overdue(limit).await;
                 ProxyError::AppTimeout(limit)
             }
+            (Limit::None, _) => std::future::pending().await,
         }
     };
     let result = tokio::select! {
@@ -92,7 +102,7 @@ pub async fn exchange(shared: &Shared, handover: Handover<'_>) -> Result<Answere
             Ok(Answered { response, lease, processing: from.elapsed() })
         }
         Err(error) => Err(match replay.and_then(Replay::failed) {
-            Some(Failed::Idle) => ProxyError::IdleTimeout(shared.config.timeouts.idle),
+            Some(Failed::Idle) => ProxyError::IdleTimeout(idle),
             Some(Failed::Client) => ProxyError::ClientClosed,
             None => error,
         }),

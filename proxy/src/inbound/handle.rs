@@ -12,7 +12,7 @@ use outrigger_common::identity::SpiffeId;
 use outrigger_common::name::ServiceName;
 
 use super::Peer;
-use super::exchange::{Answered, Handover, exchange};
+use super::exchange::{Answered, Handover, Limit, exchange};
 use super::served::{ServedPort, account_name};
 use crate::error::ProxyError;
 use crate::http::body::{Body, Held, ResponseBody, Times};
@@ -62,6 +62,8 @@ pub async fn handle(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
 struct Asked {
     attempt: u32,
     deadline: Option<Instant>,
+    /// A policy says that there is no limit.
+    unlimited: bool,
 }
 
 impl Asked {
@@ -69,8 +71,13 @@ impl Asked {
     /// application sends.
     fn read(headers: &HeaderMap, now: Instant) -> Self {
         let attempt = headers.get(&headers::ATTEMPT).and_then(|value| value.to_str().ok()?.parse().ok());
-        let left = headers.get(&headers::TIMEOUT).and_then(|value| deadline::parse_millis(value.as_bytes()));
-        Self { attempt: attempt.unwrap_or(1).max(1), deadline: left.and_then(|left| now.checked_add(left)) }
+        let timeout = headers.get(&headers::TIMEOUT);
+        let left = timeout.and_then(|value| deadline::parse_millis(value.as_bytes()));
+        Self {
+            attempt: attempt.unwrap_or(1).max(1),
+            deadline: left.and_then(|left| now.checked_add(left)),
+            unlimited: timeout.is_some_and(|value| value == headers::NO_TIMEOUT),
+        }
     }
 }
 
@@ -126,9 +133,14 @@ async fn carry(
     if let Some(replay) = &replay {
         record.request_body(replay.clone());
     }
-    let handover = Handover { port, head, replay: replay.as_ref(), client, deadline: asked.deadline };
+    let limit = match (asked.deadline, asked.unlimited) {
+        (Some(deadline), _) => Limit::Deadline(deadline),
+        (None, true) => Limit::None,
+        (None, false) => Limit::ToHead(shared.config.timeouts.request),
+    };
+    let handover = Handover { port, head, replay: replay.as_ref(), client, limit };
     let begun = Instant::now();
-    match exchange(shared, handover).await {
+    match exchange(handover, stream_idle).await {
         Ok(answered) => {
             let times = Times { idle: stream_idle, deadline: asked.deadline };
             Ok(Carried { answered, permit, remembered, times })

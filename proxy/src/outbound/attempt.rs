@@ -245,6 +245,8 @@ fn request(call: &Call<'_>, body: Body, number: u32, now: Instant) -> Request<Bo
         if call.terms.grpc {
             map.insert(headers::GRPC_TIMEOUT, deadline::format_grpc(left));
         }
+    } else if call.policy.head.is_none() {
+        map.insert(headers::TIMEOUT, HeaderValue::from_static(headers::NO_TIMEOUT));
     }
     request
 }
@@ -253,22 +255,21 @@ fn request(call: &Call<'_>, body: Body, number: u32, now: Instant) -> Request<Bo
 /// request and the time of one attempt run from their own beginnings, the sidecar's own limit, where
 /// there is no deadline, from the last byte sent.
 async fn too_late(call: &Call<'_>, started: Instant, endpoint: &Endpoint) -> ProxyError {
-    let limit = call.shared.config.timeouts.request;
     let overdue = async {
-        match (call.terms.deadline, call.policy.per_try) {
-            // Explicit limits take the place of the one that is always there.
-            (Some(_), _) => std::future::pending().await,
-            (None, _) => call.payload.overdue(limit).await,
+        match (call.terms.deadline, call.policy.head) {
+            (None, Some(limit)) => {
+                call.payload.overdue(limit).await;
+                ProxyError::RequestTimeout(limit)
+            }
+            // A deadline takes the place of the limit that is there otherwise.
+            (Some(_), _) | (None, None) => std::future::pending().await,
         }
     };
     match cutoff(call, started) {
-        None => {
-            overdue.await;
-            ProxyError::RequestTimeout(limit)
-        }
+        None => overdue.await,
         Some((at, _)) => tokio::select! {
             () = tokio::time::sleep_until(at.into()) => cut(call, started, endpoint),
-            () = overdue => ProxyError::RequestTimeout(limit),
+            error = overdue => error,
         },
     }
 }

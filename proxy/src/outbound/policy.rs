@@ -20,6 +20,9 @@ use crate::route::hash::HashSource;
 pub struct CallPolicy {
     /// Of the whole request, from its head.
     pub deadline: Option<Duration>,
+    /// From the last request byte sent to the response head, where there is no deadline; `None`: a
+    /// policy says that there is no limit at all.
+    pub head: Option<Duration>,
     /// Of one attempt, from its start to the response head.
     pub per_try: Option<Duration>,
     /// A body that does not move.
@@ -93,6 +96,10 @@ impl CallPolicy {
         let base = span(retries.backoff_base).unwrap_or(Duration::from_millis(25));
         Ok(Self {
             deadline: span(timeouts.request),
+            head: timeouts
+                .request
+                .is_none_or(|limit| !Duration::from(limit).is_zero())
+                .then_some(config.timeouts.request),
             per_try: span(timeouts.per_try),
             stream_idle: span(timeouts.stream_idle).unwrap_or(config.timeouts.idle),
             attempts: 1 + retries.attempts.unwrap_or(2),
@@ -114,6 +121,7 @@ impl CallPolicy {
     pub fn once(config: &Config) -> Self {
         Self {
             deadline: None,
+            head: Some(config.timeouts.request),
             per_try: None,
             stream_idle: config.timeouts.idle,
             attempts: 1,
