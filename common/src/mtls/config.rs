@@ -12,9 +12,9 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
-use super::peer;
 use super::pin::key_pin;
 use super::svid::{IdentityError, Svid};
+use super::{clock, peer};
 
 /// Whether a client must show a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +53,7 @@ pub fn server_config(
         }
     };
     let verifier = verifier.build().map_err(|error| rustls::Error::General(error.to_string()))?;
-    let mut config = ServerConfig::builder_with_provider(provider())
+    let mut config = ServerConfig::builder_with_details(provider(), clock::provider())
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain, svid.key.clone_key())?;
@@ -75,7 +75,7 @@ pub fn client_config(svid: &Svid, alpn: &[&[u8]]) -> Result<Arc<ClientConfig>, I
         .iter()
         .map(|root| Ok(anchor_from_trusted_cert(root).map_err(bad_certificate)?.to_owned()))
         .collect::<Result<_, rustls::Error>>()?;
-    let config = ClientConfig::builder_with_provider(provider())
+    let config = ClientConfig::builder_with_details(provider(), clock::provider())
         .with_protocol_versions(&[&TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(ServerVerifier {
@@ -91,7 +91,7 @@ pub fn client_config(svid: &Svid, alpn: &[&[u8]]) -> Result<Arc<ClientConfig>, I
 /// # Errors
 /// Never with the provider we use; the type says so for rustls.
 pub fn joining_client_config(pin: &str, alpn: &[&[u8]]) -> Result<Arc<ClientConfig>, IdentityError> {
-    let config = ClientConfig::builder_with_provider(provider())
+    let config = ClientConfig::builder_with_details(provider(), clock::provider())
         .with_protocol_versions(&[&TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(ServerVerifier {

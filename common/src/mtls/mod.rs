@@ -4,6 +4,7 @@
 //! TLS 1.3 only, without resumption. A handshake proves that the peer's chain ends in our bundle;
 //! *who* the peer is must be read afterwards with [`peer_id`] and compared by the caller.
 
+pub mod clock;
 mod config;
 mod peer;
 mod pin;

@@ -9,7 +9,7 @@ use outrigger_api::v1::certificates_client::CertificatesClient;
 use outrigger_api::v1::join_client::JoinClient;
 use outrigger_common::backoff::Backoff;
 use outrigger_common::channel::{self, Trust, describe};
-use outrigger_common::mtls::{IdentityError, KeyRequest, Svid};
+use outrigger_common::mtls::{IdentityError, KeyRequest, Svid, clock};
 use outrigger_common::telemetry::chain;
 use tonic::{Code, Status};
 
@@ -147,7 +147,7 @@ pub fn install(shared: &Shared, svid: Svid) -> Result<(), IdentityError> {
     shared.tls.store(Some(Arc::new(TlsConfigs::new(&svid)?)));
     let expiry = svid.not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     shared.metrics.certificate_expiry.set(expiry.as_secs_f64());
-    tracing::info!(identity = %svid.id, valid_for = ?svid.remaining(SystemTime::now()), "certificate in force");
+    tracing::info!(identity = %svid.id, valid_for = ?svid.remaining(clock::now()), "certificate in force");
     shared.svid.store(Some(Arc::new(svid)));
     Ok(())
 }
@@ -175,13 +175,13 @@ pub async fn renew_forever(mut with: Renewal) {
     let mut backoff = retry_pace(&shared);
     loop {
         // The wall clock decides, and it may jump: never sleep past a look at it.
-        let wait = due.duration_since(SystemTime::now()).unwrap_or_default();
+        let wait = due.duration_since(clock::now()).unwrap_or_default();
         tokio::time::sleep(wait.min(LOOK_AGAIN)).await;
-        if SystemTime::now() < due {
+        if clock::now() < due {
             continue;
         }
         let left =
-            || shared.svid.load().as_ref().map(|svid| svid.remaining(SystemTime::now())).unwrap_or_default();
+            || shared.svid.load().as_ref().map(|svid| svid.remaining(clock::now())).unwrap_or_default();
         // A renewal is worth a try even then: our clock may be wrong, and the registry's counts.
         let mut result = renew(&shared, &link).await;
         if result.is_err() && left().is_zero() {
@@ -193,7 +193,7 @@ pub async fn renew_forever(mut with: Renewal) {
                 status.expired(Some(
                     "a certificate just issued has expired by this machine's clock, which is ahead of the registry's: set it".to_owned(),
                 ));
-                due = SystemTime::now() + backoff.next(fastrand::f64()).max(CLOCK_PAUSE);
+                due = clock::now() + backoff.next(fastrand::f64()).max(CLOCK_PAUSE);
             }
             Ok(()) => {
                 with.keep().await;
@@ -209,7 +209,7 @@ pub async fn renew_forever(mut with: Renewal) {
                         "the certificate has expired and cannot be renewed ({error}); give this sidecar a new token of `outrigger token` and restart it"
                     )));
                 }
-                due = SystemTime::now() + backoff.next(fastrand::f64());
+                due = clock::now() + backoff.next(fastrand::f64());
             }
         }
     }
@@ -232,7 +232,7 @@ impl Renewal {
 }
 
 fn due(shared: &Shared) -> SystemTime {
-    shared.svid.load().as_ref().map_or_else(SystemTime::now, |svid| svid.renew_at(fastrand::f64()))
+    shared.svid.load().as_ref().map_or_else(clock::now, |svid| svid.renew_at(fastrand::f64()))
 }
 
 /// Certificates of seconds are retried within their last third; long ones up to once a minute.
@@ -262,7 +262,7 @@ fn replace(shared: &Shared, link: &Link, svid: Result<Svid, IdentityError>) -> R
     if shared.caller.get().is_some_and(|caller| caller.id != svid.id) {
         return Err(format!("the registry sent a certificate of {}", svid.id));
     }
-    let expired = svid.remaining(SystemTime::now()).is_zero();
+    let expired = svid.remaining(clock::now()).is_zero();
     install(shared, svid).map_err(|error| chain(&error))?;
     if expired {
         // Our clock is ahead: a new connection would find the registry's certificate expired as well,

@@ -15,6 +15,13 @@ pub fn offset(date: &str, now: SystemTime) -> Option<f64> {
     })
 }
 
+/// The registry's time, by this machine's clock and how far that is ahead.
+pub fn corrected(now: SystemTime, offset: f64) -> SystemTime {
+    let by = Duration::try_from_secs_f64(offset.abs()).unwrap_or_default();
+    let corrected = if offset > 0.0 { now.checked_sub(by) } else { now.checked_add(by) };
+    corrected.unwrap_or(now)
+}
+
 /// What to tell people about such an offset; none when it does no harm.
 pub fn complaint(offset: f64) -> Option<String> {
     if offset.abs() <= TOLERANCE {
@@ -23,7 +30,7 @@ pub fn complaint(offset: f64) -> Option<String> {
     let how_far = roughly(Duration::from_secs_f64(offset.abs()));
     let direction = if offset > 0.0 { "ahead of" } else { "behind" };
     Some(format!(
-        "this machine's clock is {how_far} {direction} the registry's: certificates look expired or not valid yet; set the clock"
+        "this machine's clock is {how_far} {direction} the registry's: certificates are judged by the registry's; set the clock"
     ))
 }
 
@@ -50,6 +57,9 @@ mod tests {
         let behind = complaint(offset(date, now - hours).unwrap()).unwrap();
         assert!(behind.contains("2 hours behind"), "{behind}");
         assert_eq!(complaint(offset(date, now + Duration::from_secs(30)).unwrap()), None);
+        for wrong in [now + hours, now - hours] {
+            assert_eq!(corrected(wrong, offset(date, wrong).unwrap()), now);
+        }
         assert_eq!(offset("yesterday", now), None);
     }
 }

@@ -8,6 +8,7 @@ use outrigger_api::v1;
 use outrigger_api::v1::registration_client::RegistrationClient;
 use outrigger_common::backoff::Backoff;
 use outrigger_common::channel::describe;
+use outrigger_common::mtls;
 use outrigger_common::resolve::resolve;
 use outrigger_common::tasks::Tasks;
 use tokio::net::{TcpStream, UdpSocket};
@@ -197,10 +198,15 @@ impl Registrar {
 
     /// Compares this machine's clock with the one of the registry's answer.
     fn look_at_clock(&self, metadata: &MetadataMap) {
-        let date = metadata.get("date").and_then(|date| date.to_str().ok());
-        let Some(offset) = date.and_then(|date| clock::offset(date, SystemTime::now())) else { return };
+        let (wall, date) = (SystemTime::now(), metadata.get("date").and_then(|date| date.to_str().ok()));
+        let Some(offset) = date.and_then(|date| clock::offset(date, wall)) else { return };
         self.shared.metrics.clock_offset.set(offset);
         let complaint = clock::complaint(offset);
+        // What runs goes on running: certificates are judged by the registry's time from now on.
+        mtls::clock::confirm(match complaint {
+            None => wall,
+            Some(_) => clock::corrected(wall, offset),
+        });
         if self.status.clock(complaint.clone()) {
             match complaint {
                 Some(complaint) => tracing::error!("{complaint}"),
