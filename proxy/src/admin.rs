@@ -66,11 +66,11 @@ impl Admin {
     fn answer(&self, request: &Request<Incoming>) -> Answer {
         let allowed = match request.uri().path() {
             "/drain" => Method::POST,
-            "/live" | "/ready" | "/metrics" | "/config" | "/endpoints" => Method::GET,
+            "/live" | "/ready" | "/metrics" | "/config" | "/endpoints" | "/policies" => Method::GET,
             _ => {
                 return text(
                     StatusCode::NOT_FOUND,
-                    "not here; try /live /ready /metrics /config /endpoints, or POST /drain\n",
+                    "not here; try /live /ready /metrics /config /endpoints /policies, or POST /drain\n",
                 );
             }
         };
@@ -88,6 +88,7 @@ impl Admin {
             "/metrics" => self.metrics(),
             "/config" => as_json(&config(&self.shared)),
             "/endpoints" => as_json(&endpoints(&self.shared)),
+            "/policies" => as_json(&policies(&self.shared)),
             _ => {
                 // A second request finds the queue full: the drain is under way.
                 let _under_way = self.drain.try_send(());
@@ -222,6 +223,30 @@ fn endpoints(shared: &Shared) -> Value {
                 })
                 .collect();
             json!({"service": service.name.as_str(), "port": number, "protocol": port.protocol, "endpoints": endpoints})
+        })
+        .collect();
+    json!({"version": snapshot.version, "revision": snapshot.revision, "services": services})
+}
+
+/// What governs the calls of every port known, and of each rule of its routes, setting by setting with
+/// who says it. What nobody says the sidecar's own configuration does.
+fn policies(shared: &Shared) -> Value {
+    let snapshot = shared.directory.load_full();
+    let caller = shared.caller.get().map_or("", |caller| caller.namespace.as_str());
+    let mut services: Vec<_> = snapshot.services().collect();
+    services.sort_by(|a, b| a.name.cmp(&b.name));
+    let ports = services
+        .into_iter()
+        .flat_map(|service| service.ports().map(move |(number, port)| (&service.name, number, port)));
+    let services: Vec<_> = ports
+        .map(|(name, number, port)| {
+            let in_force: Vec<_> = port
+                .rules
+                .in_force(caller, name, number)
+                .into_iter()
+                .map(|(route, policy)| json!({"route": route, "policy": policy.spec, "from": policy.origins}))
+                .collect();
+            json!({"service": name.as_str(), "port": number, "in_force": in_force})
         })
         .collect();
     json!({"version": snapshot.version, "revision": snapshot.revision, "services": services})

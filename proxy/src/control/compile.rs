@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use outrigger_api::attach::{Call, RuleRef};
 use outrigger_api::resource::Resource;
-use outrigger_api::resource::policy::TrafficPolicySpec;
+use outrigger_api::resource::policy::{Effective, TrafficPolicySpec};
 use outrigger_common::name::ServiceName;
 use rustls_pki_types::ServerName;
 
@@ -15,7 +15,7 @@ use super::snapshot::{Service, ServicePort, server_name};
 use super::state::{EndpointFacts, PortFacts, ServiceFacts, State};
 use crate::balance::{self, Group};
 use crate::config::Config;
-use crate::outbound::policy::{CallPolicy, in_force};
+use crate::outbound::policy::{CallPolicy, explained, in_force};
 use crate::pool::mesh::Endpoint;
 use crate::route::matcher::{Frontend, Table};
 use crate::route::rule::{Backend, Rule};
@@ -67,6 +67,18 @@ impl Rules {
     /// What governs a rule of the table.
     pub fn of(&self, rule: &Rule) -> &Governed {
         self.by_rule.get(rule.index).unwrap_or(&self.default)
+    }
+
+    /// For people: what governs calls of the port, then those of each rule, by label, and where each
+    /// setting comes from. Put together anew, since only the compiled form is kept.
+    pub fn in_force(&self, caller: &str, service: &ServiceName, port: u16) -> Vec<(&str, Effective)> {
+        let made_of = &self.made_of;
+        let effective = |route: Option<RuleRef<'_>>| {
+            let call = Call { caller, service, port, port_name: port_name(&made_of.port), route };
+            explained(&made_of.resources, &call, &made_of.defaults)
+        };
+        let by_rule = self.table.rules().iter().map(|rule| (&*rule.label, effective(Some(rule.reference()))));
+        std::iter::once((DEFAULT_ROUTE, effective(None))).chain(by_rule).collect()
     }
 }
 
@@ -188,7 +200,7 @@ struct Place<'a> {
 
 impl Place<'_> {
     fn port_name(&self) -> Option<&str> {
-        Some(self.port.name.as_str()).filter(|name| !name.is_empty())
+        port_name(self.port)
     }
 
     fn call<'c>(&'c self, caller: &'c str, route: Option<RuleRef<'c>>) -> Call<'c> {
@@ -221,4 +233,8 @@ impl Place<'_> {
         let server_name = ServerName::try_from(server_name(&self.facts.name, self.number)).ok()?;
         Some(Arc::new(Endpoint::new(workload, facts, server_name)))
     }
+}
+
+fn port_name(port: &PortFacts) -> Option<&str> {
+    Some(port.name.as_str()).filter(|name| !name.is_empty())
 }

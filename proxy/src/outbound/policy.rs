@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::StatusCode;
 use outrigger_api::attach::{Call, layers_for};
 use outrigger_api::resource::Resource;
-use outrigger_api::resource::policy::{Layer, TrafficPolicySpec, effective};
+use outrigger_api::resource::policy::{Effective, Layer, TrafficPolicySpec, effective};
 use outrigger_api::resource::value::Span;
 
 use crate::config::Config;
@@ -67,11 +67,16 @@ const FIRST_STATUS: u16 = 400;
 
 /// The policy in force for calls, with the built-in defaults under all that was said.
 pub fn in_force(resources: &[Resource], call: &Call<'_>, defaults: &TrafficPolicySpec) -> TrafficPolicySpec {
+    explained(resources, call, defaults).spec
+}
+
+/// The same, with where each setting comes from.
+pub fn explained(resources: &[Resource], call: &Call<'_>, defaults: &TrafficPolicySpec) -> Effective {
     let said = layers_for(resources, call, Some(defaults));
     let built_in = TrafficPolicySpec::built_in();
     let mut layers: Vec<_> = said.iter().map(|(origin, spec)| Layer { origin, spec }).collect();
     layers.push(Layer { origin: "default", spec: &built_in });
-    effective(&layers).spec
+    effective(&layers)
 }
 
 impl CallPolicy {
