@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
+use outrigger_api::document::parse_yaml;
+use outrigger_api::resource::Resource;
 use outrigger_api::token::Token;
 use outrigger_api::v1;
 use outrigger_api::v1::admin_client::AdminClient;
@@ -19,7 +21,7 @@ use tonic::transport::Channel;
 use crate::app::App;
 use crate::client::{Client, raw};
 use crate::metrics::Metrics;
-use crate::process::Process;
+use crate::process::{self, Process};
 use crate::wait::{soon, until};
 
 /// Namespace of everything, unless a test says otherwise.
@@ -228,6 +230,60 @@ impl Mesh {
         key.complete(der(answer.chain), der(answer.bundle)).expect("the answer is an identity")
     }
 
+    /// Applies resources as `outrigger apply` does, and returns the revision from which on all of them
+    /// hold: see [`Sidecar::caught_up`].
+    ///
+    /// # Panics
+    /// When they are malformed or the registry refuses.
+    pub async fn apply(&self, yaml: &str) -> u64 {
+        self.try_apply(yaml).await.unwrap_or_else(|error| panic!("cannot apply: {error}\n{yaml}"))
+    }
+
+    /// The same, with what is said against them.
+    ///
+    /// # Errors
+    /// The first error of reading, or the registry's, as text.
+    pub async fn try_apply(&self, yaml: &str) -> Result<u64, String> {
+        let resources = rows(yaml)?;
+        let mut admin = self.admin();
+        let request = v1::ApplyRequest { resources: resources.clone(), ..Default::default() };
+        admin.apply(request).await.map_err(|status| status.message().to_owned())?;
+        let mut revision = 0;
+        for row in resources {
+            let request = v1::GetRequest { kind: row.kind, namespace: row.namespace, name: row.name };
+            let found = admin.get(request).await.map_err(|status| status.to_string())?.into_inner();
+            revision = found.resources.into_iter().map(|row| row.revision).fold(revision, u64::max);
+        }
+        Ok(revision)
+    }
+
+    /// Deletes the resources that the text names; what they say does not matter.
+    ///
+    /// # Panics
+    /// When they are malformed or the registry refuses.
+    pub async fn delete(&self, yaml: &str) {
+        let resources = rows(yaml).unwrap_or_else(|error| panic!("{error}\n{yaml}"));
+        let request = v1::ApplyRequest { resources, delete: true, ..Default::default() };
+        self.admin().apply(request).await.expect("the registry deletes what there is");
+    }
+
+    /// Runs a command of `outrigger` as the admin; returns whether it succeeded, and its output.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn command(&self, args: &[&str]) -> (bool, String) {
+        let identity = self.data().join("admin");
+        let output = process::command(args)
+            .args(["--registry", &self.grpc.to_string(), "--identity"])
+            .arg(identity)
+            // A command ends by itself; it need not watch over its standard input.
+            .env_remove(process::PARENT_VARIABLE)
+            .output()
+            .expect("the binary runs");
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+    }
+
     /// A page of the registry.
     pub async fn get(&self, path: &str) -> (u16, String) {
         get(self.http, path).await
@@ -237,6 +293,18 @@ impl Mesh {
     pub async fn metrics(&self) -> Metrics {
         Metrics::parse(&self.get("/metrics").await.1)
     }
+}
+
+fn rows(yaml: &str) -> Result<Vec<v1::Resource>, String> {
+    let resources = parse_yaml(Path::new("test.yaml"), yaml).map_err(|error| error.to_string())?;
+    let row = |resource: Resource| v1::Resource {
+        kind: resource.kind().to_owned(),
+        namespace: resource.namespace().to_owned(),
+        name: resource.name().to_owned(),
+        json: resource.to_json(),
+        revision: 0,
+    };
+    Ok(resources.into_iter().map(row).collect())
 }
 
 fn start_registry(config: &Path, environment: &[(String, String)], directory: &Path) -> Process {
@@ -430,6 +498,36 @@ impl Sidecar {
     /// Its metrics.
     pub async fn metrics(&self) -> Metrics {
         Metrics::parse(&self.get("/metrics").await.1)
+    }
+
+    /// What governs its calls of port 80 of a service, for `route`: `default`, or the label of a rule.
+    /// An object of `policy` and `from`; null when there is no such thing.
+    pub async fn policy(&self, service: &str, route: &str) -> Value {
+        let page: Value = serde_json::from_str(&self.get("/policies").await.1).unwrap_or_default();
+        let services = page["services"].as_array().cloned().unwrap_or_default();
+        let port = services.into_iter().find(|found| found["service"] == service && found["port"] == 80);
+        let in_force = port.and_then(|port| port["in_force"].as_array().cloned()).unwrap_or_default();
+        in_force.into_iter().find(|found| found["route"] == route).unwrap_or_default()
+    }
+
+    /// Waits until what was applied at a revision that concerns it is in force here.
+    pub async fn caught_up(&self, revision: u64) {
+        until(&format!("{} is at revision {revision}", self.id), || async {
+            let page: Value = serde_json::from_str(&self.get("/policies").await.1).unwrap_or_default();
+            page["revision"].as_u64().is_some_and(|at| at >= revision)
+        })
+        .await;
+    }
+
+    /// Waits until nothing that governs its calls comes from a resource, such as
+    /// `TrafficPolicy shop/orders`, or is labelled so, as rules of routes are.
+    pub async fn forgot(&self, what: &str) {
+        let quoted = format!("\"{what}\"");
+        until(&format!("{} forgets {what}", self.id), || async {
+            let (status, page) = self.get("/policies").await;
+            status == 200 && !page.contains(&quoted)
+        })
+        .await;
     }
 
     /// What it knows of the endpoints of a service (`name.namespace`).

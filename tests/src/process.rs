@@ -13,7 +13,7 @@ use crate::wait::{soon, until};
 /// Names the `outrigger` binary to test; `cargo xtask test` sets it.
 const BINARY_VARIABLE: &str = "OUTRIGGER_TEST_BIN";
 /// Makes the binary end with the process that started it.
-const PARENT_VARIABLE: &str = "OUTRIGGER_DEMO_CHILD";
+pub const PARENT_VARIABLE: &str = "OUTRIGGER_DEMO_CHILD";
 /// `RUST_LOG` of the children.
 const LOG_VARIABLE: &str = "OUTRIGGER_TEST_LOG";
 const LOG_DEFAULT: &str = "info,outrigger_proxy=debug,outrigger_registry=debug";

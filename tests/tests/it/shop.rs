@@ -40,10 +40,44 @@ impl Shop {
         Self { front, replicas, apps, mesh }
     }
 
+    /// Applies resources and waits until the caller goes by them.
+    pub(crate) async fn apply(&self, yaml: &str) {
+        self.front.caught_up(self.mesh.apply(yaml).await).await;
+    }
+
+    /// Puts a policy of one's own in force for the calls of `orders`, in place of the one before.
+    pub(crate) async fn govern(&self, spec: &str) {
+        self.apply(&policy("orders", spec)).await;
+    }
+
     /// How often the applications read a request with this `x-id` to its end.
     pub(crate) fn executions(&self, id: &str) -> usize {
         self.apps.iter().flat_map(App::seen).filter(|seen| seen.complete && seen.header("x-id") == id).count()
     }
+}
+
+/// A TrafficPolicy on a service, named like it; `spec` in YAML, without its targets.
+pub(crate) fn policy(service: &str, spec: &str) -> String {
+    let spec = spec.trim().lines().map(|line| format!("\n  {}", line.trim())).collect::<String>();
+    format!(
+        "apiVersion: outrigger.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: {service}, namespace: shop}}\n\
+         spec:\n  targetRefs: [{{kind: Service, name: {service}}}]{spec}\n"
+    )
+}
+
+/// An HTTPRoute of `orders`; `rules` in YAML, each line an element.
+pub(crate) fn route(name: &str, rules: &str) -> String {
+    let rules = rules.trim().lines().map(|line| format!("\n    {}", line.trim())).collect::<String>();
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {name}, namespace: shop}}\n\
+         spec:\n  parentRefs: [{{name: orders}}]\n  rules:{rules}\n"
+    )
+}
+
+/// A call of gRPC, without a message.
+pub(crate) fn grpc(path: &str, headers: &[(&str, &str)]) -> Request<Body> {
+    let all = [&[("content-type", "application/grpc"), ("te", "trailers")], headers].concat();
+    request(Method::POST, ORDERS, path, &all, "")
 }
 
 /// Two GETs, then a POST with an idempotency key.
