@@ -287,7 +287,8 @@ pub struct Rate {
     pub burst: Option<u32>,
 }
 
-/// A second attempt, for repeatable requests, before the first has failed; the first answer counts.
+/// A second attempt, for requests of a safe method (RFC 9110 section 9.2.1) without a body, before the
+/// first has failed; the first good answer counts.
 /// Off unless a policy has this section.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]

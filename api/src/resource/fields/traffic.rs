@@ -253,7 +253,7 @@ pub const TRAFFIC_POLICY: &[Field] = &[
         "hedging.quantile",
         Range::Percent(50.0, 99.9),
         "95",
-        "quantile of the destination's latency after which a repeatable request goes out a second time",
+        "quantile of the destination's latency after which a request of a safe method without a body goes out a second time",
     ),
     field(
         "hedging.minDelay",
