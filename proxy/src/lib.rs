@@ -4,18 +4,26 @@
 //!
 //! ```text
 //! OUTBOUND  listener -> outbound (HTTP/1.1 or HTTP/2) -> outbound::handle
-//!             destination   what the authority names
-//!             directory     the service, from the snapshot or the registry
-//!             route         which rule applies
-//!             retry         attempts on endpoints not yet tried
-//!               balance     power of two choices over peak-EWMA
-//!               pool        a stream to the endpoint's sidecar, identity checked
-//!           <- http::body   counts, times and finishes the request's record
+//!             find            where it goes
+//!               destination   what the authority names
+//!               directory     the service, from the snapshot or the registry
+//!               route         which rule applies, and its backend
+//!             terms           deadline, inherited or not; whether it may be repeated
+//!             retry           attempts on endpoints not yet tried, within policy::budget
+//!               balance       an endpoint of the Group: algorithm, breaker, slow start, zones
+//!               hedge         perhaps a second attempt beside the first
+//!               attempt       one exchange, judged; watch tells the balancer
+//!                 pool        a stream to the endpoint's sidecar, identity checked
+//!             mirror          copies nobody waits for
+//!           <- http::body     counts, times and finishes the request's record
 //! INBOUND   listener -> inbound (mutual TLS, SNI) -> inbound::handle
-//!             served        the port SNI names, or nothing
-//!             pool::app     a connection to the application
+//!             served          the port SNI names, or nothing
+//!             policy          who may call, how often; retries; a fair turn
+//!             exchange        the application, over pool::app
 //!           <- the response with its processing time
-//! CONTROL   control::{certs, register, watch} on a thread of their own -> directory
+//! CONTROL   control::{certs, register, watch} on a thread of their own
+//!             state -> compile -> directory, which requests read
+//!             disk            the same for the next start
 //! ```
 
 pub mod admin;

@@ -8,7 +8,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use outrigger_api::document::parse_yaml;
+use outrigger_api::resource::fields::TRAFFIC_POLICY;
+use outrigger_api::resource::policy::TrafficPolicySpec;
 use outrigger_common::config::{Key, Origin};
+use outrigger_proxy::reason::Reason;
+use serde_json::Value;
 
 /// Variables the OTLP library reads; the others are read by code of ours.
 const READ_BY_THE_LIBRARY: [&str; 3] =
@@ -155,6 +159,129 @@ fn the_readme_is_short_and_knows_the_toolchain_and_every_part() {
         let place = line.split_whitespace().next().unwrap();
         assert!(root().join(place).exists(), "README.md's map has {place}, which does not exist");
     }
+    let reasons = format!("[{} reasons]", Reason::ALL.len());
+    assert!(readme.contains(&reasons), "README.md does not speak of {reasons}");
+}
+
+#[test]
+fn resilience_has_every_setting_of_a_policy_with_the_default_in_force() {
+    let text = read("docs/resilience.md");
+    let (mut of_policies, mut of_processes) = (BTreeMap::new(), Vec::new());
+    for cells in rows(&text).filter(|cells| cells.len() == 3 && cells[0].ends_with('`')) {
+        let (owner, key) = cells[0].trim_end_matches('`').split_once('`').unwrap();
+        let told = (key.to_owned(), plain(cells[1]));
+        match owner.trim() {
+            "" => assert_eq!(of_policies.insert(told.0, told.1), None, "{key} twice"),
+            owner @ ("sidecar" | "registry") => of_processes.push((owner.to_owned(), told)),
+            // A sentence of another table.
+            _ => {}
+        }
+    }
+    let fields = TRAFFIC_POLICY.iter().filter(|field| field.path != "targetRefs[]");
+    let expected: BTreeMap<_, _> =
+        fields.map(|field| (field.path.to_owned(), field.default.to_owned())).collect();
+    assert_eq!(of_policies, expected);
+    assert!(of_processes.len() > 10, "{of_processes:?}");
+    for (owner, (key, default)) in of_processes {
+        let (_, keys) = COMPONENTS.iter().find(|(name, _)| name.to_lowercase() == owner).unwrap();
+        let found = keys.iter().find(|one| one.path == key);
+        assert_eq!(found.map(|key| key.default), Some(&*default), "{owner} {key}");
+    }
+
+    let built_in = serde_json::to_value(TrafficPolicySpec::built_in()).unwrap();
+    let mut checked = 0;
+    leaves(&built_in, String::new(), &mut |key, value| {
+        assert_eq!(of_policies.get(key), Some(&value), "{key}");
+        checked += 1;
+    });
+    assert!(checked > 20, "only {checked} defaults are built in");
+}
+
+#[test]
+fn every_mechanism_of_resilience_has_its_source_and_is_seen_in_what_exists() {
+    let (text, metrics) = (read("docs/resilience.md"), read("docs/metrics.md"));
+    let listed: Vec<_> = rows(&metrics).filter(|cells| cells[0].starts_with("`mesh_")).collect();
+    let overview: BTreeSet<_> = links(text.split("\n## ").next().unwrap()).into_iter().collect();
+    for part in text.split("\n## ").skip(1) {
+        let (title, body) = part.split_once('\n').unwrap();
+        let anchor = anchors(&format!("# {title}")).into_iter().next().unwrap();
+        assert!(overview.contains(&format!("#{anchor}")), "{title} is not in the overview");
+        for word in ["Source", "Avoids"] {
+            assert!(body.contains(&format!("\n**{word}.** ")), "{title}: no {word}");
+        }
+        let (_, seen) = body.split_once("\n**Seen in.** ").unwrap_or(("", ""));
+        let seen = seen.split("\n\n").next().unwrap();
+        let mut names = 0;
+        // Paths and what people read in pages are neither metrics nor reasons.
+        for name in seen.split('`').skip(1).step_by(2).filter(|name| !name.contains(['/', ' '])) {
+            names += 1;
+            if name.starts_with("mesh_") {
+                let (family, label) = name.split_once('{').unwrap_or((name, ""));
+                let row = listed.iter().find(|cells| plain(cells[0]) == family);
+                let row = row.unwrap_or_else(|| panic!("{title}: no metric {family}"));
+                assert!(label.is_empty() || has_label(row, label), "{title}: {name}");
+            } else {
+                assert!(Reason::parse(name.as_bytes()).is_some(), "{title}: no reason {name}");
+            }
+        }
+        assert!(names > 0 || seen.contains('`'), "{title} is seen in nothing");
+    }
+    for reason in Reason::ALL.into_iter().filter(|reason| reason.is_shed()) {
+        assert!(text.contains(reason.as_str()), "{} is not explained", reason.as_str());
+    }
+}
+
+/// Numbers that are no settings.
+#[test]
+fn resilience_says_the_constants_of_the_code() {
+    use outrigger_proxy::policy::{budget, inherited, rate};
+    use outrigger_proxy::pool::{connector::Reuse, drive};
+    use outrigger_proxy::{balance, outbound::mirror};
+
+    let text = read("docs/resilience.md");
+    let seconds = |time: std::time::Duration| format!("{} s", time.as_secs_f64());
+    for (heading, said) in [
+        ("Deadlines through applications", format!("At most {} requests", inherited::CAPACITY)),
+        ("Retries", format!("idle for more than {}", seconds(Reuse::FRESH))),
+        ("Retry budget", format!("the last {}", seconds(budget::WINDOW))),
+        ("Load balancing", format!("counts as {} at least", seconds(balance::FAILURE_COST))),
+        ("Rate limits", format!("{} callers", rate::CALLERS)),
+        ("Mirroring", format!("{} are under way", mirror::COPIES)),
+        ("Dead peers", format!("silent for {}", seconds(drive::PING_AFTER))),
+    ] {
+        let section = section(&text, heading).replace('\n', " ");
+        assert!(section.contains(&said), "{heading} does not say {said:?}");
+    }
+}
+
+/// Calls `with` for every setting of a policy, as people write it.
+fn leaves(value: &Value, path: String, with: &mut impl FnMut(&str, String)) {
+    match value {
+        Value::Object(fields) => {
+            for (key, value) in fields {
+                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                leaves(value, path, with);
+            }
+        }
+        Value::Array(items) => {
+            assert!(items.is_empty(), "{path}: a default that is no single value");
+            with(&format!("{path}[]"), "-".to_owned());
+        }
+        Value::String(text) => with(&path, text.clone()),
+        Value::Number(number) => with(&path, number.as_f64().unwrap().to_string()),
+        other => with(&path, other.to_string()),
+    }
+}
+
+/// Whether the row of a metric has a label, as in `reason="reset"}`, with that value.
+fn has_label(row: &[&str], label: &str) -> bool {
+    let (name, value) = label.trim_end_matches('}').split_once('=').unwrap();
+    let value = value.trim_matches('"');
+    if name == "direction" {
+        return ["inbound", "outbound"].contains(&value);
+    }
+    let word = |c: char| !c.is_ascii_alphanumeric() && c != '_';
+    row[2].contains(&format!("`{name}`")) && row[2].split(word).any(|one| one == value)
 }
 
 fn root() -> PathBuf {
