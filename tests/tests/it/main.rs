@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // clippy knows tests by their attribute, not what they share.
 
+mod authorization;
 mod backup;
 mod certificates;
 mod discovery;
@@ -14,8 +15,10 @@ mod keepalive;
 mod loss;
 mod memory;
 mod orders;
+mod overload;
 mod paused;
 mod policies;
+mod rates;
 mod reach;
 mod refusals;
 mod registry;
