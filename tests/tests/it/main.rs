@@ -5,6 +5,7 @@
 mod authorization;
 mod backup;
 mod certificates;
+mod deadlines;
 mod discovery;
 mod drain;
 mod full;
