@@ -4,11 +4,14 @@
 
 mod authorization;
 mod backup;
+mod balancing;
 mod certificates;
+mod connections;
 mod deadlines;
 mod discovery;
 mod drain;
 mod full;
+mod hedging;
 mod http;
 mod identity;
 mod inputs;
@@ -23,7 +26,9 @@ mod rates;
 mod reach;
 mod refusals;
 mod registry;
+mod repeats;
 mod retries;
 mod routing;
 mod shop;
 mod state;
+mod timeouts;
