@@ -23,6 +23,15 @@ const TAIL: usize = 15;
 /// Variables of these families would reach into the children's configuration.
 const FOREIGN: [&str; 2] = ["OUTRIGGER_", "OTEL_"];
 
+/// This binary. Where its file was replaced or removed since this process started, the kernel still has
+/// it: a child of another build than the rest of the mesh is not what is to be shown.
+fn program() -> PathBuf {
+    std::env::current_exe()
+        .ok()
+        .filter(|path| path.exists())
+        .unwrap_or_else(|| PathBuf::from("/proc/self/exe"))
+}
+
 /// A running child.
 #[derive(Debug)]
 pub(super) struct Process {
@@ -42,7 +51,7 @@ impl Process {
         let (out, log) = (directory.join(format!("{name}.out")), directory.join(format!("{name}.log")));
         let stdout = File::create(&out).map_err(failed)?;
         let stderr = File::options().create(true).append(true).open(&log).map_err(failed)?;
-        let mut command = Command::new(std::env::current_exe().map_err(failed)?);
+        let mut command = Command::new(program());
         command.args(args).current_dir(directory).stdin(Stdio::piped()).stdout(stdout).stderr(stderr);
         for (variable, _) in std::env::vars_os() {
             if FOREIGN.iter().any(|family| variable.as_encoded_bytes().starts_with(family.as_bytes())) {
