@@ -21,8 +21,9 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     // Before anything else: a child must not outlive the demo, however early either of them dies.
-    if demo::child::bind_to_parent() == demo::child::Role::OrderService {
-        return demo::child::run_order_service();
+    match demo::child::bind_to_parent() {
+        demo::child::Role::OrderService => demo::child::run_order_service(),
+        demo::child::Role::Relay => demo::relay::run(),
+        demo::child::Role::Command => commands::run(args::Args::parse().command),
     }
-    commands::run(args::Args::parse().command)
 }

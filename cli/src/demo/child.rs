@@ -6,6 +6,7 @@
 
 use std::io::Read;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use clap::Parser;
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
@@ -16,6 +17,10 @@ use crate::output;
 pub(super) const PARENT_VARIABLE: &str = "OUTRIGGER_DEMO_CHILD";
 /// First argument of a child that is the order service instead of one of the public commands.
 pub(super) const ORDER_SERVICE: &str = "order-service";
+/// First argument of a child that makes an application behind it look sick.
+pub(super) const RELAY: &str = "relay";
+/// The last byte the demo wrote to the lifeline: an order to a relay. 0: none yet.
+pub(super) static ORDERED: AtomicU8 = AtomicU8::new(0);
 
 /// What this process is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +29,8 @@ pub(crate) enum Role {
     Command,
     /// A child that is the reference application.
     OrderService,
+    /// A child that stands before an application, in chaos.
+    Relay,
 }
 
 /// Ties this process to the demo that started it, if one did.
@@ -47,16 +54,18 @@ pub(crate) fn bind_to_parent() -> Role {
     }
     match std::env::args().nth(1).as_deref() {
         Some(ORDER_SERVICE) => Role::OrderService,
+        Some(RELAY) => Role::Relay,
         _ => Role::Command,
     }
 }
 
-/// Ends the process when the demo lets go of the pipe; nothing is ever written to it.
+/// Ends the process when the demo lets go of the pipe. What is written to it meanwhile are orders,
+/// which only relays get.
 fn wait_for_the_end() {
-    let mut nothing = [0; 1];
+    let mut order = [0; 1];
     loop {
-        match std::io::stdin().read(&mut nothing) {
-            Ok(1..) => {}
+        match std::io::stdin().read(&mut order) {
+            Ok(1..) => ORDERED.store(order[0], Ordering::Relaxed),
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             Ok(0) | Err(_) => std::process::exit(1),
         }

@@ -8,16 +8,17 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use outrigger_api::v1::CreateTokenRequest;
+use outrigger_api::v1::{self, ApplyRequest, CreateTokenRequest};
 use outrigger_common::drain::Drain;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::child::ORDER_SERVICE;
+use super::child::{ORDER_SERVICE, RELAY};
 use super::http::get_json;
 use super::is_ready;
 use super::processes::Process;
+use super::relay::Illness;
 use crate::admin::Admin;
 use crate::failure::Failure;
 use crate::output::Progress;
@@ -71,6 +72,23 @@ pub(super) struct Replica {
     pub(super) app_at: SocketAddr,
     app: Process,
     sidecar: Process,
+    /// Between the two, where there is chaos.
+    relay: Option<Relay>,
+}
+
+#[derive(Debug)]
+struct Relay {
+    at: SocketAddr,
+    process: Process,
+}
+
+/// What chaos needs of a mesh from the beginning.
+#[derive(Debug)]
+pub(super) struct Chaos {
+    /// In force before the first sidecar comes.
+    pub(super) policy: v1::Resource,
+    /// Of the relays' chances.
+    pub(super) seed: u64,
 }
 
 /// A running mesh. Dropping it kills every process.
@@ -99,7 +117,12 @@ const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr:
 
 impl Mesh {
     /// Starts everything and waits until the storefront's sidecar knows every replica.
-    pub(super) async fn start(directory: &Path, replicas: u32, progress: &Progress) -> Result<Self, Failure> {
+    pub(super) async fn start(
+        directory: &Path,
+        replicas: u32,
+        chaos: Option<Chaos>,
+        progress: &Progress,
+    ) -> Result<Self, Failure> {
         progress.show("starting the registry and the order service ...");
         let mut registry = start_registry(directory, ANY, ANY)?;
         // The applications know nothing of the mesh and need not wait for it.
@@ -109,6 +132,10 @@ impl Mesh {
         let registry_at: RegistryAddresses = registry.ready().await?;
         let admin = Admin::new(&registry_at.grpc.to_string(), &identity(directory))?;
 
+        if let Some(chaos) = &chaos {
+            apply(&admin, &chaos.policy).await?;
+        }
+
         progress.show("starting the sidecars ...");
         let starter = Starter { directory, registry: registry_at.grpc, admin: &admin };
         let id = format!("{STOREFRONT}-1");
@@ -116,18 +143,23 @@ impl Mesh {
         let mut started = Vec::new();
         for (id, mut app) in ids.into_iter().zip(apps) {
             let app_at = app.ready::<AppAddress>().await?.listen;
-            let sidecar = starter.sidecar(&id, Some(app_at), None).await?;
-            started.push((id, app, app_at, sidecar));
+            let relay = match &chaos {
+                Some(chaos) => Some(start_relay(directory, &id, app_at, chaos.seed).await?),
+                None => None,
+            };
+            let serves = relay.as_ref().map_or(app_at, |relay| relay.at);
+            let sidecar = starter.sidecar(&id, Some(serves), None).await?;
+            started.push((id, app, app_at, sidecar, relay));
         }
         let at: SidecarAddresses = caller.ready().await?;
         let mut app = start_storefront_app(directory, &id, at.outbound)?;
         let mut orders = Vec::new();
-        for (id, app, app_at, mut sidecar) in started {
+        for (id, app, app_at, mut sidecar, relay) in started {
             let at = sidecar.ready().await?;
-            orders.push(Replica { id, at, app_at, app, sidecar });
+            orders.push(Replica { id, at, app_at, app, sidecar, relay });
         }
         let app_at = app.ready::<AppAddress>().await?.listen;
-        let storefront = Replica { id, at, app_at, app, sidecar: caller };
+        let storefront = Replica { id, at, app_at, app, sidecar: caller, relay: None };
 
         let mut mesh =
             Self { orders, storefront, registry_at, registry, directory: directory.to_owned(), admin };
@@ -170,7 +202,11 @@ impl Mesh {
 
     fn processes(&mut self) -> impl Iterator<Item = &mut Process> {
         let replicas = self.orders.iter_mut().chain([&mut self.storefront]);
-        replicas.flat_map(|replica| [&mut replica.app, &mut replica.sidecar]).chain([&mut self.registry])
+        let processes = replicas.flat_map(|replica| {
+            let relay = replica.relay.as_mut().map(|relay| &mut relay.process);
+            [&mut replica.app, &mut replica.sidecar].into_iter().chain(relay)
+        });
+        processes.chain([&mut self.registry])
     }
 
     /// A process that ended though nobody asked it to.
@@ -196,6 +232,41 @@ impl Mesh {
         let mut result = Ok(());
         for _ in 0..RESTARTS {
             result = starter.restart(replica).await;
+            if result.is_ok() {
+                break;
+            }
+            sleep(RESTART_PAUSE).await;
+        }
+        result
+    }
+
+    /// Makes a replica's application look sick, or well again.
+    pub(super) async fn make(&mut self, index: usize, illness: Illness) -> Result<(), Failure> {
+        self.relay(index)?.process.order(illness.byte()).await
+    }
+
+    /// Makes a replica take requests and answer none, by stopping what stands before its application:
+    /// the application itself might stop while it holds the lock of the database all of them share.
+    pub(super) fn freeze(&mut self, index: usize) -> Result<(), Failure> {
+        self.relay(index).map(|relay| relay.process.freeze())
+    }
+
+    /// Ends [`Mesh::freeze`].
+    pub(super) fn thaw(&mut self, index: usize) -> Result<(), Failure> {
+        self.relay(index).map(|relay| relay.process.thaw())
+    }
+
+    fn relay(&mut self, index: usize) -> Result<&mut Relay, Failure> {
+        let missing =
+            || Failure::job("nothing stands before this replica: the mesh was started without chaos");
+        self.orders[index].relay.as_mut().ok_or_else(missing)
+    }
+
+    /// Writes a resource to the registry, as its administrator.
+    pub(super) async fn apply(&self, resource: &v1::Resource) -> Result<(), Failure> {
+        let mut result = Ok(());
+        for _ in 0..RESTARTS {
+            result = apply(&self.admin, resource).await;
             if result.is_ok() {
                 break;
             }
@@ -272,12 +343,15 @@ impl Mesh {
     }
 
     async fn finish(&mut self) {
-        let registry = self.registry.name().to_owned();
-        for process in self.processes().filter(|process| process.name() != registry) {
-            process.terminate();
-        }
+        let mut serving: Vec<_> = self
+            .orders
+            .iter_mut()
+            .chain([&mut self.storefront])
+            .flat_map(|replica| [&mut replica.app, &mut replica.sidecar])
+            .collect();
+        serving.iter().for_each(|process| process.terminate());
         let deadline = Instant::now() + DRAIN_LIMIT;
-        for process in self.processes().filter(|process| process.name() != registry) {
+        for process in &mut serving {
             process.finish(deadline - Instant::now()).await;
         }
         self.registry.terminate();
@@ -331,7 +405,8 @@ impl Starter<'_> {
     async fn restart(&self, replica: &mut Replica) -> Result<(), Failure> {
         replica.app = start_orders_app(self.directory, &replica.id, replica.app_at)?;
         replica.app.ready::<AppAddress>().await?;
-        replica.sidecar = self.sidecar(&replica.id, Some(replica.app_at), Some(replica.at)).await?;
+        let serves = replica.relay.as_ref().map_or(replica.app_at, |relay| relay.at);
+        replica.sidecar = self.sidecar(&replica.id, Some(serves), Some(replica.at)).await?;
         replica.sidecar.ready::<SidecarAddresses>().await?;
         Ok(())
     }
@@ -368,6 +443,18 @@ fn start_storefront_app(directory: &Path, id: &str, proxy: SocketAddr) -> Result
         },
     });
     start(directory, &format!("{id}-app"), &[ORDER_SERVICE, "storefront"], &config)
+}
+
+async fn start_relay(directory: &Path, id: &str, app: SocketAddr, seed: u64) -> Result<Relay, Failure> {
+    let args = [RELAY, &app.to_string(), &seed.to_string()];
+    let mut process = Process::start(&format!("{id}-relay"), &args, directory)?;
+    let at = process.ready::<AppAddress>().await?.listen;
+    Ok(Relay { at, process })
+}
+
+async fn apply(admin: &Admin, resource: &v1::Resource) -> Result<(), Failure> {
+    let request = ApplyRequest { resources: vec![resource.clone()], delete: false, dry_run: false };
+    admin.apply(request).await.map(|_| ())
 }
 
 /// Writes a configuration (JSON is YAML) and starts a child with it.

@@ -30,6 +30,16 @@ impl Scrape {
         self.matching(name, labels).map(|series| series.value).sum()
     }
 
+    /// Sums of the series of a name by the values of these labels.
+    pub(super) fn grouped(&self, name: &str, labels: &[&str]) -> BTreeMap<Vec<String>, f64> {
+        let mut groups = BTreeMap::new();
+        for series in self.matching(name, &[]) {
+            let values = labels.iter().map(|label| series.label(label).unwrap_or_default().to_owned());
+            *groups.entry(values.collect()).or_default() += series.value;
+        }
+        groups
+    }
+
     /// Values of one label among the series of a name.
     pub(super) fn values_of(&self, name: &str, label: &str, labels: &[(&str, &str)]) -> Vec<String> {
         let mut values: Vec<_> =
@@ -220,6 +230,9 @@ broken{x="1
         assert_eq!(scrape.sum("mesh_requests_total", &[("tls", "mutual")]), 8.0);
         assert_eq!(scrape.sum("up", &[]), 1.0);
         assert_eq!(scrape.sum("broken", &[]), 0.0);
+        let groups = scrape.grouped("mesh_requests_total", &["direction", "tls"]);
+        assert_eq!(groups[&vec!["outbound".to_owned(), "none".to_owned()]], 2.0);
+        assert_eq!(groups.len(), 2);
         let values = scrape.values_of("mesh_requests_total", "destination", &[]);
         assert_eq!(values, ["a\"b\\c\nd}", "orders.shop"]);
     }

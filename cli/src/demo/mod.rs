@@ -10,10 +10,11 @@
 //! | Module | What lives there |
 //! |---|---|
 //! | [`child`] | the half of the bond with the demo that runs in its children |
+//! | [`relay`] | a child that makes an application look sick |
 //! | [`processes`], [`mesh`] | starting, breaking and stopping them |
 //! | [`load`] | open-loop requests, every answer checked |
-//! | [`observer`], [`metrics`], [`trace`] | what sidecars and registry say about it |
-//! | [`chaos`] | what is broken meanwhile |
+//! | [`observer`], [`metrics`], [`repairs`], [`trace`] | what sidecars and registry say about it |
+//! | [`chaos`] | what is broken meanwhile, and what came of it |
 //! | [`table`], [`report`] | how it goes, how it went, and the judgement |
 
 mod chaos;
@@ -24,6 +25,8 @@ mod mesh;
 mod metrics;
 mod observer;
 mod processes;
+pub(crate) mod relay;
+mod repairs;
 mod report;
 mod table;
 mod trace;
@@ -42,11 +45,12 @@ use tokio::time::{Instant, sleep};
 use crate::args::{DemoArgs, Output};
 use crate::failure::Failure;
 use crate::output::{self, Progress};
+use chaos::{Incidents, Stage};
 use load::Load;
-use mesh::Mesh;
+use mesh::{Chaos, Mesh};
 use observer::Observer;
 use report::{Facts, Summary};
-use table::{Events, Table};
+use table::Table;
 
 /// Length of a load nobody watches, unless one is given.
 const DEFAULT_DURATION: Duration = Duration::from_secs(10);
@@ -109,17 +113,19 @@ pub(crate) async fn run(args: &DemoArgs) -> Result<(), Failure> {
 async fn session(args: &DemoArgs, directory: &TempDir, signals: &Signals) -> Result<(), Failure> {
     let progress = Progress::new();
     let begin = Instant::now();
+    let seed = args.seed.unwrap_or_else(|| fastrand::u64(..1 << 32));
+    let chaos = args.chaos.then(|| Chaos { policy: chaos::policy::resource(false), seed });
     let mut mesh = tokio::select! {
         biased;
         // What has been started ends with the future that holds it.
         () = signals.stop.signalled() => return Err(Failure::job("interrupted before the mesh was up")),
-        started = Mesh::start(directory.path(), args.replicas, &progress) => started?,
+        started = Mesh::start(directory.path(), args.replicas, chaos, &progress) => started?,
     };
     progress.clear();
     let outcome = tokio::select! {
         biased;
         () = signals.hurry.signalled() => Err(Failure::job("interrupted")),
-        outcome = lead(args, &mut mesh, begin.elapsed(), signals) => outcome,
+        outcome = lead((args, seed), &mut mesh, begin.elapsed(), signals) => outcome,
     };
     progress.show("ending every process ...");
     mesh.stop(&signals.hurry).await;
@@ -128,7 +134,7 @@ async fn session(args: &DemoArgs, directory: &TempDir, signals: &Signals) -> Res
 
 /// What happens between the mesh coming up and going down.
 async fn lead(
-    args: &DemoArgs,
+    (args, seed): (&DemoArgs, u64),
     mesh: &mut Mesh,
     up_after: Duration,
     signals: &Signals,
@@ -148,7 +154,7 @@ async fn lead(
         }
         return Ok(());
     }
-    let summary = load_and_judge(args, mesh, duration, signals).await?;
+    let summary = load_and_judge(args, mesh, (duration, seed), signals).await?;
     let silent = args.keep && args.duration.is_none() && args.output == Output::Json;
     if !silent {
         match args.output {
@@ -179,6 +185,9 @@ fn announce(args: &DemoArgs, mesh: &Mesh, up_after: Duration) -> Result<(), Fail
             ))?;
             output::print_line(&format!("  registry    http://{}/v1/services", mesh.registry_at.http))?;
             output::print_line(&format!("  storefront  http://{}/orders", mesh.storefront.app_at))?;
+            if args.chaos {
+                output::print_line(&format!("  policy      {}", chaos::policy::words()))?;
+            }
             if keep {
                 output::print(&mesh.words())?;
             }
@@ -216,12 +225,11 @@ async fn watch_over(mesh: &mut Mesh) -> Failure {
 async fn load_and_judge(
     args: &DemoArgs,
     mesh: &mut Mesh,
-    duration: Option<Duration>,
+    (duration, seed): (Option<Duration>, u64),
     signals: &Signals,
 ) -> Result<Summary, Failure> {
-    let seed = args.seed.unwrap_or_else(|| fastrand::u64(..1 << 32));
     let load = Load::new(mesh.storefront.app_at);
-    let (observer, events) = (Observer::new(mesh), Events::default());
+    let (observer, incidents) = (Observer::new(mesh), Incidents::default());
     // Seeds of the load itself are `seed` and the one after; this is another.
     load.make_first_orders(&mut Rng::with_seed(!seed)).await?;
     observer.look().await;
@@ -232,7 +240,7 @@ async fn load_and_judge(
     let sent_for = under_load(
         args,
         mesh,
-        &Run { load: &load, observer: &observer, events: &events, duration, seed },
+        &Run { stage: Stage { load: &load, observer: &observer, incidents: &incidents }, duration, seed },
         table,
         &signals.stop,
     )
@@ -255,15 +263,13 @@ async fn load_and_judge(
         served: observer.served(),
         traces_exported: observer.client().spans,
         trace,
-        events: events.all(),
+        chaos: args.chaos.then(|| incidents.all()),
     };
     Ok(Summary::new(&facts))
 }
 
 struct Run<'a> {
-    load: &'a Load,
-    observer: &'a Observer,
-    events: &'a Events,
+    stage: Stage<'a>,
     duration: Option<Duration>,
     seed: u64,
 }
@@ -277,10 +283,11 @@ async fn under_load(
     mut table: Option<Table>,
     stop: &Drain,
 ) -> Result<Duration, Failure> {
+    let Stage { load, observer, incidents } = run.stage;
     let over = DrainTrigger::new();
     let end = over.listen();
     let sending = async {
-        let sent_for = run.load.run(args.rate, run.duration, run.seed, stop).await?;
+        let sent_for = load.run(args.rate, run.duration, run.seed, stop).await?;
         over.start();
         Ok(sent_for)
     };
@@ -292,13 +299,13 @@ async fn under_load(
                 () = end.signalled() => {}
                 () = sleep(LOOK_EVERY) => {}
             }
-            run.observer.look().await;
+            observer.look().await;
             match &mut table {
-                Some(table) => table.draw(run.load, run.observer, run.events),
+                Some(table) => table.draw(load, observer, incidents),
                 None => progress.show(&format!(
                     "load: {} s, {} requests ...",
                     start.elapsed().as_secs(),
-                    run.load.tally().issued
+                    load.tally().issued
                 )),
             }
         }
@@ -306,7 +313,7 @@ async fn under_load(
     };
     let disturbing = async {
         if args.chaos {
-            chaos::run(mesh, run.observer, run.events, run.duration, &end).await?;
+            chaos::run(mesh, run.stage, (run.duration, run.seed), &end).await?;
         }
         tokio::select! {
             () = end.signalled() => Ok(()),

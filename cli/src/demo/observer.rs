@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::http::get;
 use super::mesh::{Mesh, NAMESPACE, ORDERS};
 use super::metrics::{Histogram, Scrape};
+use super::repairs::Repairs;
 
 /// Counts of one sidecar, or of several added up.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -54,6 +55,8 @@ struct State {
     life: u64,
     past: Counts,
     now: Counts,
+    past_repairs: Repairs,
+    repairs: Repairs,
     edge: EdgeTimes,
 }
 
@@ -77,9 +80,9 @@ impl Observer {
         }
     }
 
-    /// Reads one sidecar a last time, before it is killed.
-    pub(super) async fn look_at(&self, id: &str) {
-        for sidecar in self.sidecars.iter().filter(|sidecar| sidecar.id == id) {
+    /// Reads the storefront's sidecar alone.
+    pub(super) async fn look_at_client(&self) {
+        for sidecar in self.sidecars.iter().filter(|sidecar| !sidecar.replica) {
             sidecar.look().await;
         }
     }
@@ -90,6 +93,8 @@ impl Observer {
             let mut state = sidecar.state();
             let now = std::mem::take(&mut state.now);
             state.past = state.past.plus(now);
+            let repairs = std::mem::take(&mut state.repairs);
+            state.past_repairs = std::mem::take(&mut state.past_repairs).plus(&repairs);
             state.life += 1;
         }
     }
@@ -105,6 +110,14 @@ impl Observer {
             .iter()
             .filter(|sidecar| !sidecar.replica)
             .fold(Counts::default(), |sum, s| sum.plus(s.counts()))
+    }
+
+    /// What all sidecars did about failures, since they first started.
+    pub(super) fn repairs(&self) -> Repairs {
+        self.sidecars.iter().fold(Repairs::default(), |sum, sidecar| {
+            let state = sidecar.state();
+            sum.plus(&state.past_repairs).plus(&state.repairs)
+        })
     }
 
     /// Requests served by each replica of the order service.
@@ -129,6 +142,7 @@ impl Sidecar {
         let mut state = self.state();
         if state.life == life {
             state.now = counts(&scrape);
+            state.repairs = Repairs::read(&scrape);
             state.edge = edge(&scrape);
         }
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, getpid, kill_process};
 use serde::de::DeserializeOwned;
+use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -38,7 +39,7 @@ pub(super) struct Process {
     name: String,
     child: Child,
     // Closing this ends the child (see `child`).
-    _lifeline: Option<ChildStdin>,
+    lifeline: Option<ChildStdin>,
     out: PathBuf,
     log: PathBuf,
 }
@@ -63,7 +64,7 @@ impl Process {
         command.process_group(0).kill_on_drop(true);
         let mut child = command.spawn().map_err(failed)?;
         let lifeline = child.stdin.take();
-        Ok(Self { name: name.to_owned(), child, _lifeline: lifeline, out, log })
+        Ok(Self { name: name.to_owned(), child, lifeline, out, log })
     }
 
     /// Waits for the line of JSON a child prints when it is ready.
@@ -99,16 +100,35 @@ impl Process {
         self.child.try_wait().ok().flatten()
     }
 
-    pub(super) fn name(&self) -> &str {
-        &self.name
-    }
-
     /// Asks the child to finish.
     pub(super) fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Stops the child where it stands: it keeps its sockets and does nothing.
+    pub(super) fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets a frozen child go on.
+    pub(super) fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
         if let Some(pid) = self.child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)) {
             // It may have ended meanwhile.
-            let _gone = kill_process(pid, Signal::TERM);
+            let _gone = kill_process(pid, signal);
         }
+    }
+
+    /// Writes one byte to the child's lifeline.
+    pub(super) async fn order(&mut self, byte: u8) -> Result<(), Failure> {
+        let written = match &mut self.lifeline {
+            Some(lifeline) => lifeline.write_all(&[byte]).await,
+            None => Err(io::ErrorKind::BrokenPipe.into()),
+        };
+        written.map_err(|error| self.failed(&format!("took no orders ({error})")))
     }
 
     /// Waits until the child has ended, at most `limit`, then ends it. Returns whether it went by itself.

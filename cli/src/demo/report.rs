@@ -5,11 +5,13 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use serde::Serialize;
+use serde_json::Value;
 
-use super::chaos::Event;
+use super::chaos::{self, Incident};
 use super::load::{FIRST_ORDERS, Tally, as_float};
 use super::metrics::{DelayMs, round};
 use super::observer::{Counts, EdgeTimes};
+use super::repairs::count_of;
 use super::table::ms;
 
 /// Answers that arrive within this time of the load's end belong to its seconds; later ones lengthen them.
@@ -36,7 +38,8 @@ pub(super) struct Facts<'a> {
     pub(super) traces_exported: f64,
     /// Whether a trace read back holds the spans of both sidecars, or why none does.
     pub(super) trace: Result<(), String>,
-    pub(super) events: Vec<Event>,
+    /// What was broken meanwhile; `None` where nothing was to be.
+    pub(super) chaos: Option<Vec<Incident>>,
 }
 
 /// The one object of `--output json`.
@@ -66,8 +69,12 @@ pub(super) struct Summary {
     rate: u32,
     duration_s: f64,
     seed: u64,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    chaos: Vec<Event>,
+    /// What was broken, what the mesh did about it, what the client noticed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chaos: Option<Vec<Incident>>,
+    /// The policy that was in force meanwhile, as `outrigger apply` takes it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chaos_policy: Option<Value>,
     /// Whether the mesh did its job; the judgements that failed say why not.
     ok: bool,
     failed_judgements: Vec<String>,
@@ -103,21 +110,21 @@ impl Summary {
             delay_ms: facts.tally.delay(),
             transmit_ms,
             processing_ms,
-            retries: whole(facts.during.retries),
-            ejections: whole(facts.during.ejections),
+            retries: count_of(facts.during.retries),
+            ejections: count_of(facts.during.ejections),
             mtls: (facts.totals.requests > 0.0).then(|| facts.totals.mutual / facts.totals.requests),
             endpoints: facts.served.iter().filter(|(_, requests)| *requests > 0.0).count(),
-            traces_exported: whole(facts.traces_exported),
+            traces_exported: count_of(facts.traces_exported),
             replicas: facts
                 .served
                 .iter()
-                .map(|(id, n)| ReplicaSummary { id: id.clone(), requests: whole(*n) })
+                .map(|(id, n)| ReplicaSummary { id: id.clone(), requests: count_of(*n) })
                 .collect(),
             first_orders: FIRST_ORDERS,
             edges: vec![EdgeSummary {
                 source: edge.source.clone(),
                 destination: "orders.shop",
-                requests: whole(edge.duration.count),
+                requests: count_of(edge.duration.count),
                 duration_ms: edge.duration.delay(),
                 transmit_ms,
                 processing_ms,
@@ -126,7 +133,8 @@ impl Summary {
             rate: facts.rate,
             duration_s: round(seconds),
             seed: facts.seed,
-            chaos: facts.events.clone(),
+            chaos_policy: facts.chaos.is_some().then(chaos::policy::document),
+            chaos: facts.chaos.clone(),
             ok: failed_judgements.is_empty(),
             failed_judgements,
         }
@@ -186,35 +194,21 @@ impl Summary {
     }
 
     fn chaos_words(&self, line: &mut impl FnMut(String)) {
-        if self.chaos.is_empty() {
-            return;
-        }
-        line("Meanwhile:".to_owned());
-        for event in &self.chaos {
-            line(format!("  {:>6.1} s  {}", event.at_s, event.event));
-        }
-        let noticed = match self.requests - self.succeeded {
-            0 => "nothing but delay".to_owned(),
-            failed => format!("{failed} failures"),
-        };
-        line(format!(
-            "The client noticed {noticed}. All its requests may be repeated: reads as such, writes because"
-        ));
+        let Some(incidents) = self.chaos.as_ref().filter(|incidents| !incidents.is_empty()) else { return };
+        line("\nWhat was broken, what the mesh did about it, what the client noticed:".to_owned());
+        chaos::table(incidents).lines().for_each(|row| line(row.to_owned()));
+        line(format!("Policy {}.", chaos::policy::words()));
         line(
-            "each carries an Idempotency-Key, so the sidecar could send them again without doing them twice."
+            "Every request of the load may be repeated: reads as such, writes because each carries an"
                 .to_owned(),
         );
+        line("Idempotency-Key, so that sending one again does not do it twice.\n".to_owned());
     }
 }
 
 fn delay(delay: &DelayMs) -> String {
     let [mean, p50, p90, p99, p999] = [delay.mean, delay.p50, delay.p90, delay.p99, delay.p999].map(ms);
     format!("mean {mean}, p50 {p50}, p90 {p90}, p99 {p99}, p99.9 {p999}")
-}
-
-/// A count the sidecars keep, as the whole number it is.
-fn whole(count: f64) -> u64 {
-    count.max(0.0).round() as u64
 }
 
 /// The seconds to divide by: those in which requests were sent, and what the last answers took beyond.
@@ -276,7 +270,7 @@ mod tests {
             served: vec![("orders-1".into(), 4.0)],
             traces_exported: 1.0,
             trace: Ok(()),
-            events: Vec::new(),
+            chaos: None,
         }
     }
 

@@ -1,36 +1,18 @@
 //! The live table: what a person sees while the load runs.
 
-use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::chaos::Event;
+use super::chaos::{self, Incident, Incidents};
 use super::load::{Load, as_float};
-use super::metrics::round;
 use super::observer::{Counts, EdgeTimes, Observer};
 use crate::output;
 
-/// Events shown at once.
-const SHOWN: usize = 6;
+/// Incidents shown at once.
+const SHOWN: usize = 3;
 /// Columns when the terminal does not say.
 const WIDTH: usize = 100;
-
-/// What was broken and mended, for the table and the summary.
-#[derive(Debug, Default)]
-pub(super) struct Events(Mutex<Vec<Event>>);
-
-impl Events {
-    pub(super) fn add(&self, start: Instant, event: String) {
-        let event = Event { at_s: round(start.elapsed().as_secs_f64()), event };
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(event);
-    }
-
-    pub(super) fn all(&self) -> Vec<Event> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
 
 /// What one picture shows.
 #[derive(Debug, Default)]
@@ -48,7 +30,7 @@ struct View {
     counts: Counts,
     client: Counts,
     replicas: Vec<(String, f64, f64)>,
-    events: Vec<Event>,
+    incidents: Vec<Incident>,
 }
 
 /// Draws over itself once a second, on a terminal.
@@ -81,8 +63,8 @@ impl Table {
     }
 
     /// Draws what the load and the sidecars say now.
-    pub(super) fn draw(&mut self, load: &Load, observer: &Observer, events: &Events) {
-        let view = self.view(load, observer, events);
+    pub(super) fn draw(&mut self, load: &Load, observer: &Observer, incidents: &Incidents) {
+        let view = self.view(load, observer, incidents);
         let lines = render(&view, output::colours());
         let width = width();
         let mut text = String::new();
@@ -98,7 +80,7 @@ impl Table {
         let _gone = output::print(&text);
     }
 
-    fn view(&mut self, load: &Load, observer: &Observer, events: &Events) -> View {
+    fn view(&mut self, load: &Load, observer: &Observer, incidents: &Incidents) -> View {
         let now = Instant::now();
         let seconds = (now - self.before).as_secs_f64().max(0.001);
         self.before = now;
@@ -127,7 +109,7 @@ impl Table {
             counts: observer.totals().since(self.base),
             client: observer.client(),
             replicas,
-            events: events.all(),
+            incidents: incidents.all(),
         };
         (self.edge, self.served) = (edge, served);
         view
@@ -169,10 +151,10 @@ fn render(view: &View, colours: bool) -> Vec<String> {
     for (id, total, now) in &view.replicas {
         lines.push(format!("{id:<10}{now:>6.0}/s   {total} served"));
     }
-    if !view.events.is_empty() {
+    if !view.incidents.is_empty() {
         lines.push(String::new());
-        let newest: VecDeque<_> = view.events.iter().rev().take(SHOWN).collect();
-        lines.extend(newest.iter().rev().map(|event| format!("{:>6.1} s  {}", event.at_s, event.event)));
+        let shown = view.incidents.len().saturating_sub(SHOWN);
+        lines.extend(view.incidents[shown..].iter().flat_map(chaos::live));
     }
     lines.push(String::new());
     lines.push("Ctrl-C ends it.".to_owned());

@@ -45,7 +45,9 @@ fn judge(summary: &Value, requests: u64, replicas: usize) {
 fn a_short_run_is_judged_good_and_leaves_nothing() {
     let mut demo =
         Running::start(&["demo", "--duration", "3s", "--rate", "100", "--seed", "7", "--output", "json"]);
-    judge(&demo.json_line(), 300, 3);
+    let summary = demo.json_line();
+    judge(&summary, 300, 3);
+    assert!(summary.get("chaos").is_none() && summary.get("chaos_policy").is_none(), "{summary:#}");
     assert_eq!(demo.wait(), Some(0));
     assert_eq!(demo.rest(), Vec::<String>::new());
     assert_eq!(demo.leftovers(), Vec::<std::path::PathBuf>::new());
@@ -63,22 +65,62 @@ fn two_demos_run_side_by_side() {
 
 #[test]
 fn chaos_costs_delay_and_no_request() {
-    let args = ["demo", "--chaos", "--duration", "8s", "--rate", "100", "--output", "json"];
+    let args = ["demo", "--chaos", "--duration", "20s", "--rate", "300", "--seed", "5", "--output", "json"];
     let mut demo = Running::start(&args);
     let summary = demo.json_line();
     assert_eq!(demo.wait(), Some(0), "{summary:#}");
-    judge(&summary, 800, 3);
-    let events: Vec<_> =
-        summary["chaos"].as_array().unwrap().iter().map(|e| e["event"].as_str().unwrap()).collect();
+    judge(&summary, 6000, 3);
+    assert_eq!(demo.leftovers(), Vec::<std::path::PathBuf>::new());
+    assert!(summary["ejections"].as_u64() > Some(0), "{summary:#}");
+    let policy = &summary["chaos_policy"];
     assert_eq!(
-        events,
-        [
-            "killed orders-1, application and sidecar",
-            "started orders-1 again",
-            "killed the registry",
-            "started the registry again"
-        ]
+        (&policy["kind"], &policy["spec"]["timeouts"]["perTry"]),
+        (&"TrafficPolicy".into(), &"1s".into())
     );
+
+    let incidents = summary["chaos"].as_array().unwrap();
+    let kinds: Vec<_> = incidents.iter().map(|incident| incident["fault"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["killed", "errors", "delay", "registry", "frozen", "slow", "reset"]);
+    let retries: u64 = incidents.iter().map(met).sum();
+    assert!(retries <= summary["retries"].as_u64().unwrap(), "{summary:#}");
+}
+
+/// The fault was there, the mesh met it, and the client saw no failure. Returns the retries.
+fn met(incident: &Value) -> u64 {
+    assert!(incident["lasted_s"].as_f64() > Some(0.0), "{incident:#}");
+    let client = &incident["client"];
+    assert!(client["requests"].as_u64() > Some(0) && client["failures"] == 0, "{incident:#}");
+    assert!(client["p99_ms"].as_f64() <= client["slowest_ms"].as_f64(), "{incident:#}");
+    let counted = |outcome: Option<&str>| -> u64 {
+        let all = incident["retries"].as_array().unwrap().iter();
+        let these = all.filter(|retry| outcome.is_none_or(|outcome| retry["outcome"] == outcome));
+        these.map(|retry| retry["count"].as_u64().unwrap()).sum()
+    };
+    let failed = incident["failed_attempts"].as_u64().unwrap();
+    assert_eq!(failed, counted(None), "{incident:#}");
+    let hedged: u64 = incident["hedges"].as_object().unwrap().values().filter_map(Value::as_u64).sum();
+    let shown = match incident["fault"].as_str().unwrap() {
+        "killed" | "errors" | "reset" => failed > 0,
+        "frozen" => failed + hedged > 0,
+        "slow" => hedged > 0 || client["slowest_ms"].as_f64() >= Some(500.0),
+        "delay" => incident["injected"]["delay"].as_u64() > Some(0),
+        _ => incident["target"] == "registry",
+    };
+    assert!(shown, "{incident:#}");
+    counted(Some("sent"))
+}
+
+#[test]
+fn a_short_chaos_has_one_fault_and_mends_it() {
+    let args = ["demo", "--chaos", "--duration", "2s", "--rate", "50", "--replicas", "2", "--output", "json"];
+    let mut demo = Running::start(&args);
+    let summary = demo.json_line();
+    assert_eq!(demo.wait(), Some(0), "{summary:#}");
+    judge(&summary, 100, 2);
+    let incidents = summary["chaos"].as_array().unwrap();
+    assert_eq!(incidents.len(), 1, "{summary:#}");
+    assert_eq!(incidents[0]["fault"], "killed");
+    assert!(incidents[0]["lasted_s"].as_f64() > Some(0.0), "{summary:#}");
 }
 
 /// A mesh that is up and does nothing, with the addresses it told.

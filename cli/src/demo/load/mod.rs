@@ -26,7 +26,7 @@ use orders::Orders;
 use pool::Pool;
 use request::Operation;
 use schedule::{Alarm, Schedule};
-pub(super) use tally::{Tally, as_float};
+pub(super) use tally::{Noticed, Tally, as_float};
 
 /// Most requests under way; one more fails at once and says so.
 const IN_FLIGHT: u64 = 10_000;
@@ -144,15 +144,16 @@ impl Load {
     }
 
     fn issue(&self, issued: Issued) {
-        {
+        let watch = {
             let mut tally = self.tally();
-            tally.issued += 1;
+            let watch = tally.due();
             if tally.in_flight >= IN_FLIGHT {
-                tally.failure("not sent: 10000 requests were under way already");
+                tally.failure("not sent: 10000 requests were under way already", watch);
                 return;
             }
             tally.in_flight += 1;
-        }
+            watch
+        };
         let shared = self.0.clone();
         self.0.tasks.spawn("request", async move {
             let Issued { operation, request, trace, due, start } = issued;
@@ -162,10 +163,10 @@ impl Load {
             tally.in_flight -= 1;
             match outcome {
                 Ok(()) => {
-                    tally.success(now - due, now - start);
+                    tally.success(now - due, now - start, watch);
                     trace.into_iter().for_each(|trace| tally.traced(trace));
                 }
-                Err(kind) => tally.failure(&kind),
+                Err(kind) => tally.failure(&kind, watch),
             }
         });
     }

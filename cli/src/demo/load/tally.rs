@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
+use serde::Serialize;
 
 use super::super::metrics::{DelayMs, round};
 
@@ -26,6 +27,26 @@ pub(crate) struct Tally {
     delay: Histogram<u64>,
     recent: Histogram<u64>,
     traces: VecDeque<String>,
+    watching: bool,
+    watched: Vec<Watched>,
+}
+
+/// Requests that were due in some span of time.
+#[derive(Debug, Clone)]
+struct Watched {
+    requests: u64,
+    failures: u64,
+    delay: Histogram<u64>,
+}
+
+/// What the client noticed of requests that were due in some span of time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub(crate) struct Noticed {
+    pub(crate) requests: u64,
+    pub(crate) failures: u64,
+    /// Of those that succeeded.
+    pub(crate) p99_ms: f64,
+    pub(crate) slowest_ms: f64,
 }
 
 /// What happened since the last look.
@@ -38,8 +59,7 @@ pub(crate) struct Recent {
 
 impl Tally {
     pub(super) fn new() -> Self {
-        let histogram =
-            Histogram::new_with_bounds(1, LONGEST, 3).expect("1 to a minute with 3 digits are valid bounds");
+        let histogram = histogram(3);
         Self {
             issued: 0,
             succeeded: 0,
@@ -49,23 +69,69 @@ impl Tally {
             recent: histogram.clone(),
             delay: histogram,
             traces: VecDeque::new(),
+            watching: false,
+            watched: Vec::new(),
         }
     }
 
+    /// From now on requests are watched on their own, until [`Tally::watch_no_more`].
+    pub(crate) fn watch(&mut self) {
+        self.watching = true;
+        // Two digits: a hundredth of the memory, and a fault has few requests.
+        self.watched.push(Watched { requests: 0, failures: 0, delay: histogram(2) });
+    }
+
+    /// Requests due from now on belong to no watch.
+    pub(crate) fn watch_no_more(&mut self) {
+        self.watching = false;
+    }
+
+    /// What the watch of this number, from 0, has seen so far.
+    pub(crate) fn noticed(&self, number: usize) -> Noticed {
+        let Some(Watched { requests, failures, delay }) = self.watched.get(number) else {
+            return Noticed::default();
+        };
+        let ms = |micros: u64| round(as_float(micros) / 1000.0);
+        Noticed {
+            requests: *requests,
+            failures: *failures,
+            p99_ms: ms(delay.value_at_quantile(0.99)),
+            slowest_ms: ms(delay.max()),
+        }
+    }
+
+    /// A request is due; returns the watch it belongs to.
+    pub(super) fn due(&mut self) -> Option<usize> {
+        self.issued += 1;
+        let number = self.watched.len().checked_sub(1).filter(|_| self.watching)?;
+        self.watched[number].requests += 1;
+        Some(number)
+    }
+
     /// A request succeeded `delay` after it was due, at `now` since the start.
-    pub(super) fn success(&mut self, delay: Duration, now: Duration) {
+    pub(super) fn success(&mut self, delay: Duration, now: Duration, watch: Option<usize>) {
         self.succeeded += 1;
         self.last_success = self.last_success.max(now);
         let micros = u64::try_from(delay.as_micros()).unwrap_or(u64::MAX);
         self.delay.saturating_record(micros);
         self.recent.saturating_record(micros);
+        if let Some(watched) = self.watched_by(watch) {
+            watched.delay.saturating_record(micros);
+        }
     }
 
     /// A request failed.
-    pub(super) fn failure(&mut self, kind: &str) {
+    pub(super) fn failure(&mut self, kind: &str, watch: Option<usize>) {
+        if let Some(watched) = self.watched_by(watch) {
+            watched.failures += 1;
+        }
         let known = self.failures.contains_key(kind) || self.failures.len() < KINDS;
         let kind = if known { kind } else { "other" };
         *self.failures.entry(kind.to_owned()).or_default() += 1;
+    }
+
+    fn watched_by(&mut self, watch: Option<usize>) -> Option<&mut Watched> {
+        self.watched.get_mut(watch?)
     }
 
     /// A request with this sampled trace succeeded.
@@ -107,6 +173,10 @@ impl Tally {
     }
 }
 
+fn histogram(digits: u8) -> Histogram<u64> {
+    Histogram::new_with_bounds(1, LONGEST, digits).expect("1 to a minute with 2 or 3 digits are valid bounds")
+}
+
 /// Counts and microseconds here stay far below 2^53.
 #[allow(clippy::cast_precision_loss)]
 pub(crate) fn as_float(count: u64) -> f64 {
@@ -121,9 +191,9 @@ mod tests {
     fn delays_are_those_of_successes_and_recent_ones_start_over() {
         let mut tally = Tally::new();
         for ms in 1..=100 {
-            tally.success(Duration::from_millis(ms), Duration::from_millis(ms));
+            tally.success(Duration::from_millis(ms), Duration::from_millis(ms), None);
         }
-        tally.failure("status 503");
+        tally.failure("status 503", None);
         assert_eq!((tally.succeeded, tally.failed()), (100, 1));
         let delay = tally.delay();
         assert!((delay.p50 - 50.0).abs() < 0.1 && (delay.p99 - 99.0).abs() < 0.1, "{delay:?}");
@@ -134,10 +204,34 @@ mod tests {
     }
 
     #[test]
+    fn a_request_belongs_to_the_watch_it_was_due_in_however_late_it_ends() {
+        let mut tally = Tally::new();
+        let ms = Duration::from_millis;
+        assert_eq!((tally.due(), tally.noticed(0)), (None, Noticed::default()));
+        tally.watch();
+        let [late, failed] = [tally.due(), tally.due()];
+        tally.watch_no_more();
+        let after = tally.due();
+        tally.success(ms(400), ms(400), late);
+        tally.failure("status 503", failed);
+        tally.success(ms(900), ms(900), after);
+        let noticed = tally.noticed(0);
+        assert_eq!((noticed.requests, noticed.failures, tally.issued), (2, 1, 4));
+        assert!(
+            (noticed.slowest_ms - 400.0).abs() < 4.0 && noticed.p99_ms <= noticed.slowest_ms,
+            "{noticed:?}"
+        );
+        tally.watch();
+        let next = tally.due();
+        tally.success(ms(5), ms(5), next);
+        assert!(tally.noticed(1).slowest_ms < 6.0);
+    }
+
+    #[test]
     fn kinds_of_failures_and_traces_are_bounded() {
         let mut tally = Tally::new();
         for number in 0..100 {
-            tally.failure(&format!("kind {number}"));
+            tally.failure(&format!("kind {number}"), None);
             tally.traced(number.to_string());
         }
         assert_eq!(tally.failures.len(), KINDS + 1);
