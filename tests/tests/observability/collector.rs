@@ -7,7 +7,7 @@ use std::path::Path;
 use outrigger_tests::wait::soon;
 use tokio::net::TcpStream;
 
-use crate::component::Running;
+use outrigger_tests::component::Running;
 
 /// Names the collector's program.
 const PROGRAM: &str = "OUTRIGGER_TEST_ROTEL";

@@ -5,7 +5,6 @@
 #![allow(clippy::unwrap_used)] // clippy knows tests by their attribute, not what they share.
 
 mod collector;
-mod component;
 mod dashboard;
 mod delay;
 mod demo;

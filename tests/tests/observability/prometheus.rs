@@ -9,7 +9,7 @@ use outrigger_tests::wait::{soon, until};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::component::{Running, run};
+use outrigger_tests::component::{Running, run};
 
 const PROGRAM: &str = "OUTRIGGER_TEST_PROMETHEUS";
 /// Names promtool.

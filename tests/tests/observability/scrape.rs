@@ -9,8 +9,8 @@ use outrigger_tests::client::request;
 use outrigger_tests::mesh::Mesh;
 use outrigger_tests::wait::until;
 
-use crate::component::run;
 use crate::prometheus::{PROMTOOL, shipped};
+use outrigger_tests::component::run;
 
 const CATALOGUE: &str = include_str!("../../../docs/metrics.md");
 

@@ -8,7 +8,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 ///
 /// # Panics
 /// When it names none.
-pub(crate) fn component(variable: &str) -> PathBuf {
+pub fn component(variable: &str) -> PathBuf {
     let program = std::env::var_os(variable).map(PathBuf::from);
     program.unwrap_or_else(|| {
         panic!(
@@ -18,14 +18,18 @@ pub(crate) fn component(variable: &str) -> PathBuf {
 }
 
 /// Such a program running, its output in one file. It ends with the test, however that ends.
-pub(crate) struct Running {
+#[derive(Debug)]
+pub struct Running {
     child: Child,
     output: PathBuf,
 }
 
 impl Running {
     /// Starts it.
-    pub(crate) fn start(variable: &str, args: &[String], output: PathBuf) -> Self {
+    ///
+    /// # Panics
+    /// When it is not there.
+    pub fn start(variable: &str, args: &[String], output: PathBuf) -> Self {
         let out = File::create(&output).expect("a file for the output");
         let program = component(variable);
         // The kernel ends it with the thread of the test, should that be killed.
@@ -42,14 +46,17 @@ impl Running {
     }
 
     /// What it wrote so far.
-    pub(crate) fn output(&self) -> String {
+    pub fn output(&self) -> String {
         std::fs::read(&self.output)
             .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
             .unwrap_or_default()
     }
 
     /// How it ended, if it has.
-    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+    ///
+    /// # Panics
+    /// Never: a child can be waited for.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("a child can be waited for")
     }
 }
@@ -65,7 +72,7 @@ impl Drop for Running {
 ///
 /// # Panics
 /// When it fails.
-pub(crate) fn run(variable: &str, args: &[&str], directory: &Path, input: &str) -> String {
+pub fn run(variable: &str, args: &[&str], directory: &Path, input: &str) -> String {
     let program = component(variable);
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
     std::fs::write(file.path(), input).expect("it takes bytes");
