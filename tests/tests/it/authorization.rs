@@ -11,6 +11,7 @@ use outrigger_tests::client::{Broken, Client, read, request};
 use outrigger_tests::mesh::{Mesh, Sidecar};
 use outrigger_tests::wait::{soon, until};
 
+use crate::overload::{Gate, Under, at_replica};
 use crate::shop::{ORDERS, Shop};
 
 /// A policy of the shop; `spec` is YAML in braces.
@@ -232,4 +233,41 @@ async fn a_new_policy_ends_the_responses_under_way_of_whom_it_denies_and_nobody_
     replica.caught_up(mesh.apply(&deny("nobody")).await).await;
     let again = front.client();
     Endless::begin(&again, &mut begun).await;
+}
+
+#[tokio::test]
+async fn what_a_denied_caller_has_waiting_is_not_begun_and_what_was_begun_not_repeated() {
+    let mesh = Mesh::start().await;
+    let limits = "apiVersion: outrigger.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {name: one, namespace: \
+                  shop}\nspec: {targetRefs: [{kind: Service, name: orders}], limits: {maxInFlight: 1, maxWait: \
+                  60s}}\n---\n";
+    mesh.apply(limits).await;
+    let gate = Gate::start("app").await;
+    let replica = mesh.replica("orders-1", "orders", &gate.app).await;
+    let front = mesh.caller("front", &[ORDERS]).await;
+    let other = mesh.caller("other", &[ORDERS]).await;
+    for caller in [&front, &other] {
+        caller.knows_healthy(ORDERS, 1).await;
+    }
+    let (mut begun, mut waiting, mut safe) = (Under::way(), Under::way(), Under::way());
+    begun.post(&front.client(), "begun");
+    gate.holds(1).await;
+    waiting.post(&front.client(), "waiting");
+    safe.send(&front.client(), request(Method::GET, ORDERS, "/", &[("x-id", "safe")], ""));
+    at_replica(&replica, 3).await;
+    let mut others = Under::way();
+    others.post(&other.client(), "other");
+    at_replica(&replica, 4).await;
+    replica.caught_up(mesh.apply(&deny("front")).await).await;
+    for under in [&mut begun, &mut waiting] {
+        let answer = under.next().await;
+        assert_eq!((answer.status.as_u16(), answer.reason()), (502, "upstream_reset"), "{}", answer.text());
+    }
+    let answer = safe.next().await;
+    assert_eq!((answer.status.as_u16(), answer.reason()), (403, "denied"), "it may be repeated, and was");
+    // The place in the application is free again, for whom may still call.
+    gate.holds(2).await;
+    gate.open(2);
+    assert_eq!(others.next().await.text(), "app");
+    assert_eq!(gate.ids(), ["begun", "other"]);
 }

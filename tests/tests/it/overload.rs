@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use http::Method;
+use http::{Method, Request};
 use outrigger_common::tasks::Tasks;
-use outrigger_tests::app::{App, ok};
+use outrigger_tests::app::{App, Body, ok};
 use outrigger_tests::client::{Answer, Client, request};
 use outrigger_tests::mesh::{Mesh, Sidecar};
 use outrigger_tests::wait::{soon, until};
@@ -27,13 +27,13 @@ fn policy(spec: &str) -> String {
 }
 
 /// An application that answers one request for each permit.
-struct Gate {
+pub(crate) struct Gate {
     permits: Arc<Semaphore>,
-    app: App,
+    pub(crate) app: App,
 }
 
 impl Gate {
-    async fn start(name: &'static str) -> Self {
+    pub(crate) async fn start(name: &'static str) -> Self {
         let permits = Arc::new(Semaphore::new(0));
         let gate = permits.clone();
         let app = App::with(name, move |_| {
@@ -46,17 +46,17 @@ impl Gate {
         Self { app: app.await, permits }
     }
 
-    fn open(&self, requests: usize) {
+    pub(crate) fn open(&self, requests: usize) {
         self.permits.add_permits(requests);
     }
 
     /// Values of `x-id` in the order of arrival.
-    fn ids(&self) -> Vec<String> {
+    pub(crate) fn ids(&self) -> Vec<String> {
         let heads = self.app.heads();
         heads.iter().map(|(_, headers)| headers["x-id"].to_str().unwrap().to_owned()).collect()
     }
 
-    async fn holds(&self, requests: usize) {
+    pub(crate) async fn holds(&self, requests: usize) {
         until(&format!("{requests} requests reach the application"), || async {
             self.app.requests() == requests
         })
@@ -65,7 +65,7 @@ impl Gate {
 }
 
 /// Waits until that many requests are at a replica: in its application, or waiting for a turn.
-async fn at_replica(replica: &Sidecar, requests: u32) {
+pub(crate) async fn at_replica(replica: &Sidecar, requests: u32) {
     until(&format!("{requests} requests are at {}", replica.id), || async {
         replica.metrics().await.sum("mesh_requests_in_flight", &INBOUND) == f64::from(requests)
     })
@@ -73,26 +73,29 @@ async fn at_replica(replica: &Sidecar, requests: u32) {
 }
 
 /// Requests under way, whose answers come as they end.
-struct Under {
+pub(crate) struct Under {
     answers: tokio::sync::mpsc::Receiver<Answer>,
     sender: tokio::sync::mpsc::Sender<Answer>,
 }
 
 impl Under {
-    fn way() -> Self {
+    pub(crate) fn way() -> Self {
         let (sender, answers) = channel(1000);
         Self { answers, sender }
     }
 
-    fn post(&self, client: &Client, id: &str) {
-        let post = request(Method::POST, ORDERS, "/", &[("x-id", id)], "an order");
+    pub(crate) fn post(&self, client: &Client, id: &str) {
+        self.send(client, request(Method::POST, ORDERS, "/", &[("x-id", id)], "an order"));
+    }
+
+    pub(crate) fn send(&self, client: &Client, request: Request<Body>) {
         let (client, sender) = (client.clone(), self.sender.clone());
         Tasks::current().spawn("request", async move {
-            sender.send(client.send(post).await.unwrap()).await.unwrap();
+            sender.send(client.send(request).await.unwrap()).await.unwrap();
         });
     }
 
-    async fn next(&mut self) -> Answer {
+    pub(crate) async fn next(&mut self) -> Answer {
         soon("an answer", self.answers.recv()).await.unwrap()
     }
 }
