@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::fields::{Field, first_out_of_range};
 
 mod authorization;
-mod filter;
+pub(super) mod filter;
 mod policy;
 mod route;
 

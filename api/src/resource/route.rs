@@ -8,6 +8,11 @@ use super::value::Span;
 
 mod raw;
 
+/// Whether a route may change a header of this name: the check of filters, for those who apply them.
+pub fn is_changeable_header(name: &str) -> bool {
+    super::check::filter::is_changeable(name)
+}
+
 /// What an `HTTPRoute` says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]

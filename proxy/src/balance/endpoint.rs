@@ -38,7 +38,13 @@ pub enum Outcome {
         /// What it asked for, if it said; up to 30 s are taken as its latency.
         retry_after: Option<Duration>,
     },
-    /// The client's fault, or cancelled: says nothing of the endpoint.
+    /// Nobody waited for the answer any more: says nothing to the breaker, but what has taken longer
+    /// than usual is slow, or the slowest endpoint would look the fastest for want of answers.
+    GivenUp {
+        /// From the attempt's start.
+        elapsed: Duration,
+    },
+    /// Says nothing of the endpoint.
     Ignored,
 }
 
@@ -147,6 +153,13 @@ impl EndpointState {
         let (verdict, seen) = match *outcome {
             Outcome::Ignored => {
                 breaker.release(ticket);
+                return Verdict::Keep;
+            }
+            Outcome::GivenUp { elapsed } => {
+                breaker.release(ticket);
+                if average.seconds(now).is_some_and(|usual| elapsed.as_secs_f64() > usual) {
+                    average.observe(elapsed, now);
+                }
                 return Verdict::Keep;
             }
             Outcome::Success { latency } => (breaker.succeeded(ticket, now, &settings.breaker), latency),

@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use outrigger_api::resource::authorization::{Action, AuthorizationPolicySpec};
 use outrigger_api::resource::policy::{self, TrafficPolicySpec};
-use outrigger_api::resource::{DEFAULT_SAMPLING_RATIO, Protocol, Resource};
+use outrigger_api::resource::{DEFAULT_SAMPLING_RATIO, Protocol, Resource, ResourceName};
 use outrigger_api::v1;
 use outrigger_common::identity::SpiffeId;
 use outrigger_common::name::ServiceName;
@@ -135,12 +136,15 @@ impl State {
         self.services.keys().map(String::as_str).filter(|name| !self.behind.contains(*name))
     }
 
-    /// Forgets a service nobody asks for any more.
-    pub fn forget(&mut self, name: &str) {
+    /// Forgets a service nobody asks for any more. What governs it stays where this sidecar `serves`
+    /// it.
+    pub fn forget(&mut self, name: &str, serves: bool) {
         self.services.remove(name);
-        self.policies.remove(name);
-        self.port_names.remove(name);
         self.behind.remove(name);
+        if !serves {
+            self.policies.remove(name);
+            self.port_names.remove(name);
+        }
     }
 
     /// Folds one update in.
@@ -211,7 +215,9 @@ impl State {
                 self.mesh.sampling = ratio;
                 if self.mesh.defaults != defaults {
                     self.mesh.defaults = defaults;
-                    applied.changed.extend(self.services.keys().chain(self.policies.keys()).cloned());
+                    let served = self.port_names.keys();
+                    let all = self.services.keys().chain(self.policies.keys()).chain(served);
+                    applied.changed.extend(all.cloned());
                 }
             }
             Some(Change::Policies(policies)) => self.apply_policies(policies, applied),
@@ -237,7 +243,8 @@ impl State {
                     let reason = other.err().unwrap_or_else(|| "its document names another resource".into());
                     let resource = format!("{}/{}/{}", sent.kind, sent.namespace, sent.name);
                     applied.refused.push(Refused { resource, reason });
-                    new.extend(old.iter().find(|resource| is_it(resource)).cloned());
+                    let before = old.iter().find(|resource| is_it(resource)).cloned();
+                    new.extend(before.or_else(|| closed(&sent.kind, &sent.namespace, &sent.name)));
                 }
             }
         }
@@ -248,6 +255,15 @@ impl State {
         }
         applied.changed.insert(message.service);
     }
+}
+
+/// What stands for a policy that cannot be read and has no old form. One that says who may call must
+/// not be left out, or everybody may: until it can be read, nobody of its namespace's services is let in.
+fn closed(kind: &str, namespace: &str, name: &str) -> Option<Resource> {
+    (kind == "AuthorizationPolicy").then(|| Resource::AuthorizationPolicy {
+        name: ResourceName { namespace: namespace.to_owned(), name: name.to_owned() },
+        spec: AuthorizationPolicySpec { target_refs: Vec::new(), action: Action::Allow, rules: Vec::new() },
+    })
 }
 
 pub(super) fn describe(change: &v1::Change) -> String {
@@ -461,7 +477,8 @@ mod tests {
     #[test]
     fn new_defaults_of_the_mesh_concern_every_service() {
         let mut state = State::default();
-        state.apply(update(vec![service("orders.shop", vec![]), service("items.shop", vec![])]));
+        // One is called, the other served without a policy of its own.
+        state.apply(update(vec![service("items.shop", vec![]), policies(&[])]));
         let mesh = |defaults: &str| {
             Change::Mesh(v1::MeshSettings { trace_sampling_ratio: 0.5, traffic_defaults: defaults.into() })
         };
@@ -470,5 +487,24 @@ mod tests {
         assert_eq!(state.apply(update(vec![mesh(good)])).changed.len(), 0, "nothing new");
         assert_eq!(state.apply(update(vec![mesh("{\"timeouts\":3}")])).refused.len(), 1);
         assert!(state.defaults().timeouts.is_some(), "the good ones stay");
+    }
+
+    #[test]
+    fn a_word_on_who_may_call_that_cannot_be_read_lets_nobody_in() {
+        let sent = v1::Resource {
+            kind: "AuthorizationPolicy".into(),
+            namespace: "shop".into(),
+            name: "newer".into(),
+            json: r#"{"apiVersion":"outrigger.dev/v1alpha1","kind":"AuthorizationPolicy","metadata":{"name":"newer","namespace":"shop"},"spec":{"paths":["/x"]}}"#.into(),
+            revision: 1,
+        };
+        let set =
+            v1::ServicePolicies { service: "orders.shop".into(), resources: vec![sent], ports: Vec::new() };
+        let mut state = State::default();
+        let applied = state.apply(update(vec![Change::Policies(set)]));
+        assert_eq!(applied.refused[0].resource, "AuthorizationPolicy/shop/newer");
+        let held = state.policies("orders.shop").unwrap();
+        let [Resource::AuthorizationPolicy { spec, .. }] = held.as_slice() else { panic!("{held:?}") };
+        assert!(spec.action == Action::Allow && spec.rules.is_empty() && spec.target_refs.is_empty());
     }
 }

@@ -121,6 +121,13 @@ impl Watch {
                 self.subscribed.insert(service.name.clone());
             }
         }
+        // Of a service nobody subscribes to, the registry would not tell that its policies are gone.
+        changes.retain(|change| match &change.change {
+            Some(Change::Policies(set)) => {
+                self.subscribed.contains(&set.service) || self.serves(&set.service)
+            }
+            _ => true,
+        });
         self.revision = old.revision;
         let update = v1::Update { revision: old.revision, changes: changes.clone(), ..Default::default() };
         let applied = self.state.apply(update);
@@ -322,7 +329,7 @@ impl Watch {
                     continue;
                 }
                 // It was on its way when the subscription ended: nobody would tell of its next change.
-                self.state.forget(name);
+                self.state.forget(name, false);
                 continue;
             }
             self.negative.retain(|negative| negative != name);
@@ -366,9 +373,8 @@ impl Watch {
         while self.negative.len() >= NEGATIVE || self.subscribed.len() >= SUBSCRIPTIONS {
             let Some(oldest) = self.negative.pop_front() else { break };
             self.subscribed.remove(&oldest);
-            if !self.serves(&oldest) {
-                self.state.forget(&oldest);
-            }
+            let serves = self.serves(&oldest);
+            self.state.forget(&oldest, serves);
             if let Some(keeper) = &self.keeper {
                 keeper.forget(&oldest, self.serves(&oldest));
             }

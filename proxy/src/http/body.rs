@@ -107,21 +107,17 @@ pub enum Held {
 }
 
 impl Held {
-    fn on_data(&mut self) {
-        if let Self::Outbound { watch, .. } = self {
-            watch.spoke();
-        }
-    }
-
     fn on_trailers(&mut self, trailers: &http::HeaderMap) {
         if let Self::Outbound { watch, .. } = self {
             watch.trailed(headers::grpc_status(trailers));
         }
     }
 
-    fn on_break(&mut self) {
-        if let Self::Outbound { watch, .. } = self {
-            watch.failed(FailureKind::Status);
+    fn on_break(&mut self, cut: Cut) {
+        let Self::Outbound { watch, .. } = self else { return };
+        match cut {
+            Cut::Upstream => watch.failed(FailureKind::Status),
+            Cut::Time => watch.cut(),
         }
     }
 
@@ -137,6 +133,15 @@ impl Held {
             }
         }
     }
+}
+
+/// Who cut a response off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cut {
+    /// It broke.
+    Upstream,
+    /// We did: it was late, or stood still.
+    Time,
 }
 
 /// How long a response may take.
@@ -179,14 +184,14 @@ impl ResponseBody {
             }
             Poll::Ready(Some(Err(error))) => {
                 self.record.explained(Reason::UpstreamReset);
-                self.broke();
+                self.broke(Cut::Upstream);
                 Poll::Ready(Some(Err(error.into())))
             }
             // hyper takes a stream reset without an error code for the end of the body; a part of a
             // response must never pass for all of it.
             Poll::Ready(None) if self.is_cut_short() => {
                 self.record.explained(Reason::UpstreamReset);
-                self.broke();
+                self.broke(Cut::Upstream);
                 Poll::Ready(Some(Err("the stream was reset before the end of the response".into())))
             }
             Poll::Ready(None) => {
@@ -216,7 +221,7 @@ impl ResponseBody {
             (Reason::IdleTimeout, format!("the response body did not move for {idle:?}"))
         };
         self.record.explained(reason);
-        self.broke();
+        self.broke(Cut::Time);
         Poll::Ready(Some(Err(text.into())))
     }
 
@@ -234,9 +239,6 @@ impl ResponseBody {
         };
         if let Some(data) = frame.data_ref() {
             self.record.response_bytes += u64::try_from(data.remaining()).unwrap_or(u64::MAX);
-            if let Some(held) = &mut self.held {
-                held.on_data();
-            }
         }
         // After the last announced byte nobody may ask for the end of the stream.
         if self.upstream.is_end_stream() || self.upstream.size_hint().exact() == Some(0) {
@@ -246,9 +248,9 @@ impl ResponseBody {
     }
 
     /// It cannot go on.
-    fn broke(&mut self) {
+    fn broke(&mut self, cut: Cut) {
         if let Some(mut held) = self.held.take() {
-            held.on_break();
+            held.on_break(cut);
         }
         self.lease = None;
     }

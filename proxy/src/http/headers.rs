@@ -23,6 +23,11 @@ pub const SOURCE: HeaderName = HeaderName::from_static("x-mesh-source");
 pub const VERSION: HeaderName = HeaderName::from_static("x-mesh-http-version");
 /// Which attempt of a request this is, from the outbound sidecar: 1 and up.
 pub const ATTEMPT: HeaderName = HeaderName::from_static("x-mesh-attempt");
+/// `yes` on a request made for one that is itself a retry, at whatever distance, from the outbound
+/// sidecar: only one layer of a chain of calls retries.
+pub const UNDER_RETRY: HeaderName = HeaderName::from_static("x-mesh-under-retry");
+/// `no` on a request that looks repeatable and is not, from the outbound sidecar.
+pub const REPEATABLE: HeaderName = HeaderName::from_static("x-mesh-repeatable");
 /// Milliseconds left of the request's deadline, from the outbound sidecar.
 pub const TIMEOUT: HeaderName = HeaderName::from_static("x-mesh-timeout-ms");
 /// The same between gRPC peers (gRPC over HTTP/2, "Requests").

@@ -13,7 +13,6 @@ use outrigger_api::resource::Protocol;
 use super::served::ServedPort;
 use crate::error::{ProxyError, cause};
 use crate::http::body::Body;
-use crate::http::headers;
 use crate::http::replay::{Failed, Replay};
 use crate::pool::app::{Evidence, Verdict};
 use crate::pool::connector::Reuse;
@@ -39,6 +38,8 @@ pub struct Handover<'a> {
     pub replay: Option<&'a Replay>,
     /// How the client spoke.
     pub client: Version,
+    /// May be repeated although it may have had an effect.
+    pub repeatable: bool,
     /// How long it may take.
     pub limit: Limit,
 }
@@ -62,7 +63,7 @@ pub enum Limit {
 /// # Errors
 /// How it failed, and thereby whether the application may have seen the request.
 pub async fn exchange(handover: Handover<'_>, idle: Duration) -> Result<Answered, ProxyError> {
-    let Handover { port, head, replay, client, limit } = handover;
+    let Handover { port, head, replay, client, repeatable, limit } = handover;
     let body = match replay {
         None => Body::Empty,
         // The first attempt always has a body.
@@ -70,8 +71,8 @@ pub async fn exchange(handover: Handover<'_>, idle: Duration) -> Result<Answered
     };
     let exchange = async {
         match app_version(port, client) {
-            Version::HTTP_2 => over_h2(port, h2_request(head, body), replay).await,
-            _ => over_h1(port, h1_request(head, body)?, replay).await,
+            Version::HTTP_2 => over_h2(port, h2_request(head, body), replay, repeatable).await,
+            _ => over_h1(port, h1_request(head, body)?, replay, repeatable).await,
         }
     };
     let overdue = async {
@@ -146,9 +147,9 @@ async fn over_h1(
     port: &ServedPort,
     mut request: Request<Body>,
     replay: Option<&Replay>,
+    repeatable: bool,
 ) -> Result<Exchanged, ProxyError> {
     let address = port.app.address();
-    let repeatable = headers::repeatable(request.method(), request.headers());
     let mut again = false;
     loop {
         let kept = if again { None } else { port.app.reuse(Reuse::of(repeatable)).await };
@@ -188,9 +189,9 @@ async fn over_h2(
     port: &ServedPort,
     mut request: Request<Body>,
     replay: Option<&Replay>,
+    repeatable: bool,
 ) -> Result<Exchanged, ProxyError> {
     let address = port.app.address();
-    let repeatable = headers::repeatable(request.method(), request.headers());
     let mut again = false;
     loop {
         let reuse = if again { Reuse::Fresh(Duration::ZERO) } else { Reuse::of(repeatable) };

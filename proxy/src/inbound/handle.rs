@@ -40,7 +40,9 @@ pub async fn handle(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
     let spoken = headers::spoken(request.headers(), client);
     let source = source(peer, request.headers());
     let Some(port) = &peer.port else {
-        let edge = shared.metrics.edge(Direction::Inbound, &source, "unknown", DEFAULT_ROUTE);
+        // By its account: a name it chooses would be a label it chooses.
+        let account = account_name(&peer.id);
+        let edge = shared.metrics.edge(Direction::Inbound, &account, "unknown", DEFAULT_ROUTE);
         let mut record = RequestRecord::start(edge, now, spoken, trace);
         record.secured(|| peer.id.to_string());
         return respond::with_error(&ProxyError::NotServed(peer.asked.clone()), record);
@@ -64,6 +66,10 @@ struct Asked {
     deadline: Option<Instant>,
     /// A policy says that there is no limit.
     unlimited: bool,
+    /// It is not repeatable, whatever it looks like.
+    once: bool,
+    /// It is made for a request that is a retry.
+    under_retry: bool,
 }
 
 impl Asked {
@@ -77,6 +83,8 @@ impl Asked {
             attempt: attempt.unwrap_or(1).max(1),
             deadline: left.and_then(|left| now.checked_add(left)),
             unlimited: timeout.is_some_and(|value| value == headers::NO_TIMEOUT),
+            under_retry: headers.contains_key(&headers::UNDER_RETRY),
+            once: headers.get(&headers::REPEATABLE).is_some_and(|value| value == "no"),
         }
     }
 }
@@ -127,7 +135,9 @@ async fn carry(
     // Calls the application makes for this request are found by it: it must be this request's own.
     let span = if record.trace.sampled { record.parent_for_next_hop() } else { new_span_id() };
     prepare(&mut head, peer, record, span)?;
-    let inheritance = Inheritance { deadline: asked.deadline, attempt: asked.attempt };
+    // For the calls made for it, a retry further up is as good as one here.
+    let attempt = if asked.under_retry { asked.attempt.max(2) } else { asked.attempt };
+    let inheritance = Inheritance { deadline: asked.deadline, attempt };
     let remembered = shared.inherited.remember(record.trace.trace_id, span, inheritance);
     let replay = (!body.is_end_stream()).then(|| Replay::new(body, 0, stream_idle));
     if let Some(replay) = &replay {
@@ -138,7 +148,8 @@ async fn carry(
         (None, true) => Limit::None,
         (None, false) => Limit::ToHead(shared.config.timeouts.request),
     };
-    let handover = Handover { port, head, replay: replay.as_ref(), client, limit };
+    let repeatable = !asked.once && headers::repeatable(&head.method, &head.headers);
+    let handover = Handover { port, head, replay: replay.as_ref(), client, repeatable, limit };
     let begun = Instant::now();
     match exchange(handover, stream_idle).await {
         Ok(answered) => {

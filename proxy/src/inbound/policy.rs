@@ -15,13 +15,10 @@ use crate::error::ProxyError;
 use crate::outbound::policy::in_force;
 use crate::policy::authz::{Authorization, Port, Verdict};
 use crate::policy::limit;
-use crate::policy::rate::{Bucket, CallerRates, Rate};
-use crate::route::Invalid;
+use crate::policy::rate::{self, Bucket, CallerRates, Rate};
 use crate::route::condition::Head;
 use crate::route::matcher::{Found, Frontend, Table};
-
-/// Callers of one port with a rate of their own; the least recently seen makes room.
-const CALLERS: usize = 1024;
+use crate::route::rule::Rule;
 
 /// One served port, as policies name it.
 #[derive(Debug, Clone, Copy)]
@@ -39,7 +36,7 @@ pub struct Served<'a> {
 pub struct PortPolicy {
     authorization: Authorization,
     /// Finds the route, where a route has rates of its own.
-    table: Table,
+    table: Arc<Table>,
     by_rule: Vec<Arc<Rates>>,
     default: Arc<Rates>,
     /// A body that does not move.
@@ -58,23 +55,22 @@ impl PortPolicy {
     pub fn open(config: &Config) -> Self {
         Self {
             authorization: Authorization::default(),
-            table: Table::default(),
+            table: Arc::default(),
             by_rule: Vec::new(),
             default: Arc::default(),
             stream_idle: config.timeouts.idle,
         }
     }
 
-    /// What `resources` say about the port, and the policy in force there.
-    ///
-    /// # Errors
-    /// A route that cannot be compiled, which the registry's check excludes.
+    /// What `resources` say about the port, and the policy in force there. Routes that cannot be
+    /// compiled, which the registry's check excludes, leave the old ones in force for their rates;
+    /// they never keep a new word on who may call from holding.
     pub fn compile(
         resources: &[Resource],
         defaults: &TrafficPolicySpec,
         served: &Served<'_>,
         (old, config, now): (&Self, &Config, Instant),
-    ) -> Result<(Self, TrafficPolicySpec), Invalid> {
+    ) -> (Self, TrafficPolicySpec) {
         let &Served { service, port, port_name } = served;
         let own = service.namespace();
         let policies = resources.iter().filter_map(|resource| match resource {
@@ -84,7 +80,10 @@ impl PortPolicy {
         let authorization = Authorization::compile(policies, service, Port { number: port, name: port_name });
         // Routes of the service's own namespace: what callers' namespaces make of their calls is theirs.
         let frontend = Frontend { service, port, port_name, caller_namespace: own };
-        let table = Table::compile(&frontend, resources).map_err(|error| Invalid(error.to_string()))?;
+        let table = Table::compile(&frontend, resources).map(Arc::new).unwrap_or_else(|error| {
+            tracing::error!(%service, port, %error, "routes left out; those before stay");
+            old.table.clone()
+        });
         let call = Call { caller: own, service, port, port_name, route: None };
         let spec = in_force(resources, &call, defaults);
         let default = Rates::of(&spec, &old.default, now);
@@ -94,15 +93,17 @@ impl PortPolicy {
             if rates(&of_rule) == rates(&spec) {
                 return default.clone();
             }
-            let label = &*rule.label;
-            let before = old.table.rules().iter().position(|old| &*old.label == label);
-            let before = before.and_then(|place| old.by_rule.get(place));
+            let same = |old: &Rule| {
+                old.route == rule.route && old.label == rule.label && old.position == rule.position
+            };
+            let before = old.table.rules().iter().find(|old| same(old));
+            let before = before.and_then(|before| old.by_rule.get(before.index));
             Rates::of(&of_rule, before.unwrap_or(&Arc::default()), now)
         });
         let by_rule = by_rule.collect();
         let idle = spec.timeouts.as_ref().and_then(|timeouts| timeouts.stream_idle);
         let stream_idle = idle.map_or(config.timeouts.idle, Duration::from);
-        Ok((Self { authorization, table, by_rule, default, stream_idle }, spec))
+        (Self { authorization, table, by_rule, default, stream_idle }, spec)
     }
 
     /// Whether `caller` may call.
@@ -159,9 +160,9 @@ impl Rates {
         }
         Arc::new(Self {
             all: all.map(|rate| (rate.clone(), Bucket::new(plain(&rate), now))),
-            per_caller: per_caller.map(|rate| {
-                let rates = CallerRates::new(plain(&rate), CALLERS, now);
-                (rate, rates)
+            per_caller: per_caller.map(|said| {
+                let rates = CallerRates::new(plain(&said), rate::CALLERS, now);
+                (said, rates)
             }),
         })
     }

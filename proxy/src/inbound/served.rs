@@ -22,7 +22,7 @@ use crate::outbound::policy::server_budget;
 use crate::policy::budget::ServerBudget;
 use crate::policy::limit::Concurrency;
 use crate::pool::app::{self, AppLimits, AppPool};
-use crate::route::{DEFAULT_ROUTE, Invalid};
+use crate::route::DEFAULT_ROUTE;
 use crate::telemetry::edge::Edge;
 use crate::telemetry::metrics::{Direction, Metrics};
 
@@ -107,14 +107,11 @@ impl ServedPorts {
         self.0.get(server_name).cloned()
     }
 
-    /// Puts the newest policies in force at the ports of a service; what cannot be compiled leaves the
-    /// ones before. On the control thread.
+    /// Puts the newest policies in force at the ports of a service. On the control thread.
     pub fn govern(&self, service: &str, state: &State, config: &Config) {
         for port in self.0.values().filter(|port| port.service.as_str() == service) {
             let policies = state.policies(service).cloned().unwrap_or_default();
-            if let Err(error) = port.govern(&policies, state, config) {
-                tracing::error!(service, port = port.number, %error, "policies left out; those before stay");
-            }
+            port.govern(&policies, state, config);
         }
     }
 
@@ -155,17 +152,16 @@ impl ServedPort {
         self.version.subscribe()
     }
 
-    fn govern(&self, policies: &[Resource], state: &State, config: &Config) -> Result<(), Invalid> {
+    fn govern(&self, policies: &[Resource], state: &State, config: &Config) {
         let now = Instant::now();
         let name = state.port_name(self.service.as_str(), self.number);
         let served = Served { service: &self.service, port: self.number, port_name: name };
         let old = self.policy.load_full();
-        let (policy, spec) = PortPolicy::compile(policies, state.defaults(), &served, (&old, config, now))?;
+        let (policy, spec) = PortPolicy::compile(policies, state.defaults(), &served, (&old, config, now));
         self.budget.update(server_budget(&spec));
         self.concurrency.update(policy::concurrency(&spec), now);
         self.policy.store(Arc::new(policy));
         self.version.send_modify(|version| *version += 1);
-        Ok(())
     }
 
     /// The edge from `source`, the service `caller` says it is.

@@ -64,7 +64,7 @@ pub async fn run(call: &Call<'_>, mut watch: Watch, body: Body, number: u32) -> 
             }
             let reason = match error.delivery() {
                 Delivery::Undelivered => RetryReason::Undelivered,
-                Delivery::Unknown if error.blames_connection() => RetryReason::Reset,
+                Delivery::Unknown if matches!(error, ProxyError::Reset { .. }) => RetryReason::Reset,
                 Delivery::Unknown if matches!(error, ProxyError::TryTimeout { .. }) => {
                     RetryReason::TryTimeout
                 }
@@ -107,12 +107,8 @@ fn answered(call: &Call<'_>, mut sent: Sent, took: Duration) -> Outcome {
     if call.policy.hedging.is_some() {
         call.destination.latencies().observe(took, Instant::now());
     }
-    if call.terms.grpc && code.is_none() && status.is_success() {
-        sent.watch.undecided(took);
-    } else {
-        // Without connecting: a first handshake says nothing about the next request.
-        sent.watch.answered(classify(status, code, None), took, asked);
-    }
+    // Without connecting: a first handshake says nothing about the next request.
+    sent.watch.answered(classify(status, code, None), took, asked);
     match again {
         None => Outcome::Done(sent),
         Some(reason) => {
@@ -143,9 +139,9 @@ fn reported(
     let elapsed = sent.watch.elapsed();
     match reason {
         // It cannot reach its application: as good as gone.
-        Reason::AppUnreachable | Reason::AppReset | Reason::NotServed => {
-            sent.watch.failed(FailureKind::Connection);
-        }
+        Reason::AppUnreachable | Reason::NotServed => sent.watch.failed(FailureKind::Connection),
+        // Perhaps one request that it cannot digest.
+        Reason::AppReset => sent.watch.failed(FailureKind::Status),
         Reason::AppTimeout => sent.watch.failed(FailureKind::Timeout),
         other => {
             let class = classify(sent.response.status(), None, Some(other));
@@ -170,6 +166,7 @@ async fn exchange(
 ) -> Result<(Response<Incoming>, StreamGuard, Duration), ProxyError> {
     let started = Instant::now();
     let mut request = request(call, body, number, started);
+    let mut again = false;
     loop {
         let stream = match connection(call, watch.endpoint(), started).await {
             Err(ProxyError::ConnectionLimit { limit }) => {
@@ -202,8 +199,8 @@ async fn exchange(
         }
         match failed.take_message() {
             // A connection that had grown stale: the endpoint itself has not been tried yet.
-            Some(unsent) if was_used => request = unsent,
             _ if certificate_refused(failed.error()) => return Err(ProxyError::CertificateRefused(address)),
+            Some(unsent) if was_used && !again => (request, again) = (unsent, true),
             Some(_) => return Err(ProxyError::Unsent(address)),
             None if pool::undelivered(failed.error()) => {
                 return Err(ProxyError::Refused { address, source: failed.into_error() });
@@ -239,6 +236,9 @@ fn request(call: &Call<'_>, body: Body, number: u32, now: Instant) -> Request<Bo
     let map = request.headers_mut();
     if number > 1 {
         map.insert(headers::ATTEMPT, HeaderValue::from(number));
+    }
+    if call.terms.under_retry {
+        map.insert(headers::UNDER_RETRY, HeaderValue::from_static("yes"));
     }
     if let Some(left) = call.left(now) {
         map.insert(headers::TIMEOUT, deadline::format_millis(left));

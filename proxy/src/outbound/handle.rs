@@ -119,8 +119,12 @@ async fn forward(
     if terms.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
         return Err(ProxyError::DeadlineExceeded);
     }
+    // What belongs to the client's connection first: it must not name what the route sets.
+    headers::strip_mesh(&mut head.headers);
+    headers::strip_hop_by_hop(&mut head.headers);
     decision.edit_request(&mut head)?;
     prepare(&mut head, addressed.caller, record)?;
+    settle_repeatable(&mut head, &mut terms);
     let Some(permit) = destination.in_flight.try_acquire() else {
         let limit = destination.in_flight.limit();
         return Err(ProxyError::InFlightLimit { service: service.name.to_string(), limit });
@@ -172,15 +176,22 @@ async fn faults(
     }
 }
 
-/// Makes the client's head ours: what belongs to its connection and what only the mesh may say goes,
-/// what the next hop needs comes.
+/// What the client may repeat and what the application would recognise as repeated may differ, where a
+/// route changes `Idempotency-Key`: repeated is what is both, at both sidecars.
+fn settle_repeatable(head: &mut Parts, terms: &mut Terms) {
+    let looks = headers::repeatable(&head.method, &head.headers);
+    if looks && !terms.repeatable {
+        head.headers.insert(headers::REPEATABLE, HeaderValue::from_static("no"));
+    }
+    terms.repeatable &= looks;
+}
+
+/// Makes the client's head ours: what the next hop needs comes.
 fn prepare(head: &mut Parts, caller: &Caller, record: &RequestRecord) -> Result<(), ProxyError> {
     let version = HeaderValue::from_static(if head.version == Version::HTTP_2 { "2" } else { "1.1" });
     headers::settle_authority(head).map_err(ProxyError::BadRequest)?;
     head.version = Version::HTTP_2;
     let map = &mut head.headers;
-    headers::strip_mesh(map);
-    headers::strip_hop_by_hop(map);
     headers::strip_expect(map);
     record.trace.inject(map, record.parent_for_next_hop());
     if !map.contains_key(&headers::REQUEST_ID)

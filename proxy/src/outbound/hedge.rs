@@ -50,6 +50,7 @@ pub async fn run(call: &Call<'_>, watch: Watch, delay: Duration, tried: &mut Tri
         // sink with each hedge, and hedges would grow in number.
         call.destination.latencies().observe(began.elapsed(), Instant::now());
     }
-    call.edge.hedge(if second_won { "won" } else { "lost" });
+    let won = second_won && matches!(outcome, Outcome::Done(_));
+    call.edge.hedge(if won { "won" } else { "lost" });
     outcome
 }

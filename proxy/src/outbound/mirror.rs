@@ -63,15 +63,21 @@ async fn deliver(shared: &Shared, edge: &Arc<Edge>, mut copy: Copy) -> Result<()
     let Some(port) = service.port(copy.port) else {
         return Err(ProxyError::UnknownPort { service: copy.service.to_string(), port: copy.port });
     };
+    let limit = shared.config.timeouts.request;
     let policy = CallPolicy::once(&shared.config);
     let terms = Terms {
         repeatable: false,
         under_retry: true,
         grpc: copy.grpc,
-        deadline: Instant::now().checked_add(shared.config.timeouts.request),
+        deadline: Instant::now().checked_add(limit),
         deadline_by_policy: false,
         hash: None,
     };
+    let Some(_place) = port.destination.in_flight.try_acquire() else {
+        let limit = port.destination.in_flight.limit();
+        return Err(ProxyError::InFlightLimit { service: copy.service.to_string(), limit });
+    };
+    let payload = Payload::Kept(copy.chunks, copy.trailers);
     let call = Call {
         shared,
         service: &service.name,
@@ -81,12 +87,13 @@ async fn deliver(shared: &Shared, edge: &Arc<Edge>, mut copy: Copy) -> Result<()
         settings: port.destination.settings(),
         policy: &policy,
         head: &copy.head,
-        payload: &Payload::Kept(copy.chunks, copy.trailers),
+        payload: &payload,
         terms,
     };
     let mut sent = retry::send(&call).await?;
+    drop(payload);
     // Read to its end, so that the stream is not reset under the mirror's hands; frame by frame, so
-    // that it costs no memory.
-    while let Some(Ok(_)) = sent.response.frame().await {}
-    Ok(())
+    // that it costs no memory; and not for ever.
+    let reading = async { while let Some(Ok(_)) = sent.response.frame().await {} };
+    tokio::time::timeout(limit, reading).await.map_err(|_| ProxyError::RequestTimeout(limit))
 }

@@ -12,7 +12,7 @@ use crate::policy::classify::{Class, classify};
 use crate::pool::mesh::Endpoint;
 use crate::telemetry::metrics::Metrics;
 
-/// See the module. Dropped undecided, it teaches nothing: the client went away.
+/// See the module. Dropped without a word, the attempt was given up.
 #[derive(Debug)]
 pub struct Watch {
     group: Arc<Group<Endpoint>>,
@@ -20,8 +20,8 @@ pub struct Watch {
     metrics: Arc<Metrics>,
     pick: Option<Pick<Endpoint>>,
     started: Instant,
-    /// The latency to report once the call has succeeded.
-    latency: Duration,
+    /// From the request sent to the head, once there is one.
+    latency: Option<Duration>,
     /// What the answer asked for.
     retry_after: Option<Duration>,
 }
@@ -36,15 +36,7 @@ impl Watch {
     ) -> Self {
         let endpoint = pick.endpoint().clone();
         endpoint.state().begin();
-        Self {
-            group,
-            endpoint,
-            metrics,
-            pick: Some(pick),
-            started: now,
-            latency: Duration::ZERO,
-            retry_after: None,
-        }
+        Self { group, endpoint, metrics, pick: Some(pick), started: now, latency: None, retry_after: None }
     }
 
     /// The endpoint.
@@ -57,33 +49,23 @@ impl Watch {
         self.started.elapsed()
     }
 
-    /// The head came after `latency`, and says all there is to say; it may have `asked` for a pause.
+    /// The head came after `latency`, with what it says; it may have `asked` for a pause. A failure is
+    /// one at once. A success is one when the response is complete, except for a probe: its endpoint
+    /// answers again, and must not wait for the end of a stream.
     pub fn answered(&mut self, class: Class, latency: Duration, asked: Option<Asked>) {
-        self.latency = latency;
-        self.retry_after = match asked {
-            Some(Asked::After(wait)) => Some(wait),
-            Some(Asked::Never) | None => None,
-        };
-        self.conclude(class);
-    }
-
-    /// The head came after `latency`; how the call went is known later.
-    pub fn undecided(&mut self, latency: Duration) {
-        self.latency = latency;
-    }
-
-    /// A message came: the endpoint works, whatever the status will say.
-    pub fn spoke(&mut self) {
-        if self.pick.is_some() {
-            self.conclude(Class::Success);
+        self.latency = Some(latency);
+        if let Some(Asked::After(wait)) = asked {
+            self.retry_after = Some(wait);
+        }
+        let probe = self.pick.as_ref().is_some_and(Pick::is_probe);
+        if probe || matches!(class, Class::Failure | Class::Throttled) {
+            self.conclude(class);
         }
     }
 
-    /// The trailers came.
+    /// The trailers came, with a gRPC status if there is one.
     pub fn trailed(&mut self, grpc_status: Option<u8>) {
-        if self.pick.is_some() {
-            self.conclude(classify(StatusCode::OK, grpc_status, None));
-        }
+        self.conclude(grpc_status.map_or(Class::Success, |code| classify(StatusCode::OK, Some(code), None)));
     }
 
     /// The attempt, or the response after its head, failed.
@@ -92,11 +74,17 @@ impl Watch {
         self.report(Outcome::Failure { kind, elapsed });
     }
 
+    /// The response is cut off for a reason that is not the endpoint's.
+    pub fn cut(&mut self) {
+        self.report(Outcome::Ignored);
+    }
+
     fn conclude(&mut self, class: Class) {
         let elapsed = self.started.elapsed();
+        let latency = self.latency.unwrap_or(elapsed);
         self.report(match class {
             // It answers, which is all that concerns the breaker: a 404 closes as well as a 200.
-            Class::Success | Class::ClientError => Outcome::Success { latency: self.latency },
+            Class::Success | Class::ClientError => Outcome::Success { latency },
             Class::Failure => Outcome::Failure { kind: FailureKind::Status, elapsed },
             Class::Throttled => Outcome::Throttled { elapsed, retry_after: self.retry_after },
         });
@@ -123,6 +111,12 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
+        // Given up: by a client that did not wait, or for another attempt that was faster.
+        let elapsed = self.started.elapsed();
+        match self.latency {
+            Some(latency) => self.report(Outcome::Success { latency }),
+            None => self.report(Outcome::GivenUp { elapsed }),
+        }
         self.endpoint.state().end();
     }
 }

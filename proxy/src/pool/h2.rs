@@ -379,10 +379,16 @@ impl Set {
         if let Some(stream) = self.with_room(limits, reuse, Fill::Some) {
             return Ok(stream);
         }
-        let Some(_waiting) = limits.pending.try_acquire() else {
-            return Err(ProxyError::PendingLimit { limit: limits.pending.limit() });
+        // Who makes the connection does not wait for one: with no place to wait there still is a first.
+        let _single_flight = match self.connecting.try_lock() {
+            Ok(first) => first,
+            Err(_) => {
+                let Some(_waiting) = limits.pending.try_acquire() else {
+                    return Err(ProxyError::PendingLimit { limit: limits.pending.limit() });
+                };
+                self.connecting.lock().await
+            }
         };
-        let _single_flight = self.connecting.lock().await;
         if let Some(stream) = self.with_room(limits, reuse, Fill::Some) {
             return Ok(stream);
         }

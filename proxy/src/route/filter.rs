@@ -3,22 +3,19 @@
 use std::fmt::Write as _;
 
 use fastrand::Rng;
-use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
-    TRANSFER_ENCODING, UPGRADE,
-};
+use http::header::HOST;
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use outrigger_api::resource::route::{
-    HeaderModifier, HttpRouteFilter, NamedValue, PathModifier, RequestMirror, RequestRedirect, UrlRewrite,
+    self, HeaderModifier, HttpRouteFilter, NamedValue, PathModifier, RequestMirror, RequestRedirect,
+    UrlRewrite,
 };
 use outrigger_common::name::ServiceName;
 
 use super::Invalid;
 use super::path::{normal_prefix, replace_prefix};
 use super::rule::service;
-use crate::http::headers;
 
 /// The filters of a rule or backend. Each kind has its own subject and occurs once at most, mirrors
 /// aside, so that their order makes no difference.
@@ -133,27 +130,10 @@ impl HeaderEdit {
 
 /// Headers that frame or route the message, or that only the mesh may say, are not a route's to change.
 fn changeable(name: &str) -> Result<HeaderName, Invalid> {
-    let given = name;
-    let name = HeaderName::try_from(name).map_err(|_| Invalid(format!("{given:?} is not a header name")))?;
-    let framing = [
-        CONNECTION,
-        CONTENT_LENGTH,
-        EXPECT,
-        HOST,
-        PROXY_AUTHENTICATE,
-        PROXY_AUTHORIZATION,
-        TE,
-        TRAILER,
-        TRANSFER_ENCODING,
-        UPGRADE,
-    ];
-    if framing.contains(&name)
-        || matches!(name.as_str(), "keep-alive" | "proxy-connection")
-        || headers::is_claim(name.as_str())
-    {
-        return Err(Invalid(format!("a route must not change the header {given}")));
+    if !route::is_changeable_header(name) {
+        return Err(Invalid(format!("a route must not change the header {name}")));
     }
-    Ok(name)
+    HeaderName::try_from(name).map_err(|_| Invalid(format!("{name:?} is not a header name")))
 }
 
 /// Another path.

@@ -9,11 +9,13 @@ use super::{Checked, count, dns_name, fault, header_value, token, twice};
 const MAX_FILTERS: usize = 16;
 const MAX_HEADERS: usize = 16;
 const REDIRECTS: [u16; 5] = [301, 302, 303, 307, 308];
-/// Headers of one connection (RFC 9110 section 7.6.1), of framing, of the destination, and the one by
-/// which the mesh tells an application who calls: not for routes to write.
+/// Headers of one connection (RFC 9110 section 7.6.1), of framing, and of the destination: not for
+/// routes to write.
 const RESERVED: [&str; 12] = [
     "host",
     "connection",
+    "content-length",
+    "expect",
     "keep-alive",
     "proxy-authenticate",
     "proxy-authorization",
@@ -22,11 +24,19 @@ const RESERVED: [&str; 12] = [
     "trailer",
     "transfer-encoding",
     "upgrade",
-    "content-length",
-    "x-forwarded-client-cert",
 ];
 /// Headers by which sidecars speak to each other.
 const MESH_PREFIX: &str = "x-mesh-";
+/// The header by which the mesh tells an application who calls.
+const CLIENT_CERT: &str = "x-forwarded-client-cert";
+
+/// Whether a route may change a header: it is neither of the connection, nor of framing, nor the
+/// mesh's own, however that is spelled: applications behind CGI-like interfaces read `_` as `-`.
+pub(in crate::resource) fn is_changeable(name: &str) -> bool {
+    let plain = name.to_ascii_lowercase().replace('_', "-");
+    let mesh = plain.starts_with(MESH_PREFIX) || plain == CLIENT_CERT;
+    !mesh && !RESERVED.contains(&name.to_ascii_lowercase().as_str())
+}
 
 /// Filters of a rule or of a backend; `prefix`: the rule has one path prefix, which can be replaced.
 pub(super) fn all(key: &str, filters: &[HttpRouteFilter], prefix: bool) -> Checked {
@@ -134,8 +144,7 @@ fn modifier(key: &str, modifier: &HeaderModifier) -> Checked {
 /// A header a route may change.
 fn header(key: &str, name: &str) -> Checked {
     token(key, name)?;
-    let lower = name.to_ascii_lowercase();
-    if lower.starts_with(MESH_PREFIX) || RESERVED.contains(&lower.as_str()) {
+    if !is_changeable(name) {
         let why = "is not for a route to change: it belongs to the connection or to the mesh";
         return fault(key, format!("{name:?} {why}"));
     }
