@@ -267,7 +267,7 @@ async fn connection(stream: TcpStream, handler: Arc<Handler>, state: Arc<State>,
 
 /// Runs hyper's tasks as ours.
 #[derive(Clone)]
-pub(crate) struct Spawn(pub(crate) Tasks);
+pub struct Spawn(pub Tasks);
 
 impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Spawn {
     fn execute(&self, future: F) {

@@ -71,17 +71,20 @@ pub enum Broken {
     Timeout,
 }
 
-#[derive(Default)]
 struct Connections {
-    http1: Vec<http1::SendRequest<Body>>,
+    to: SocketAddr,
+    http1: Vec<(SocketAddr, http1::SendRequest<Body>)>,
     http2: Option<http2::SendRequest<Body>>,
 }
+
+/// What keeps an HTTP/1.1 connection in use, and where it goes.
+type Http1 = Option<(SocketAddr, http1::SendRequest<Body>)>;
 
 /// An application's HTTP client, set to use a sidecar. Cheap to clone; clones share connections.
 #[derive(Clone)]
 pub struct Client {
-    to: SocketAddr,
     http2: bool,
+    limit: Duration,
     tasks: Tasks,
     connections: Arc<Mutex<Connections>>,
 }
@@ -89,12 +92,30 @@ pub struct Client {
 impl Client {
     /// HTTP/1.1, connections kept.
     pub fn http1(to: SocketAddr) -> Self {
-        Self { to, http2: false, tasks: Tasks::current(), connections: Arc::default() }
+        let connections = Connections { to, http1: Vec::new(), http2: None };
+        Self {
+            http2: false,
+            limit: LIMIT,
+            tasks: Tasks::current(),
+            connections: Arc::new(Mutex::new(connections)),
+        }
     }
 
     /// HTTP/2 with prior knowledge, one connection.
     pub fn http2(to: SocketAddr) -> Self {
         Self { http2: true, ..Self::http1(to) }
+    }
+
+    /// Another limit of an exchange than 30 s.
+    #[must_use]
+    pub fn limit(self, limit: Duration) -> Self {
+        Self { limit, ..self }
+    }
+
+    /// Sends what begins from now on to another sidecar; what is under way goes on.
+    pub fn turn_to(&self, to: SocketAddr) {
+        *self.connections.lock().expect("no holder panics") =
+            Connections { to, http1: Vec::new(), http2: None };
     }
 
     /// GET of `http://{service}{path}`.
@@ -124,7 +145,7 @@ impl Client {
             self.keep(sender);
             Ok(answer)
         };
-        tokio::time::timeout(LIMIT, exchange).await.unwrap_or(Err(Broken::Timeout))
+        tokio::time::timeout(self.limit, exchange).await.unwrap_or(Err(Broken::Timeout))
     }
 
     /// Sends a request and returns at the response head. The connection ends with the body.
@@ -132,17 +153,15 @@ impl Client {
     /// # Errors
     /// There is no head.
     pub async fn head(&self, request: Request<Body>) -> Result<Response<Incoming>, Broken> {
-        let opened = tokio::time::timeout(LIMIT, self.open(request)).await.map_err(|_| Broken::Timeout)?;
+        let opened =
+            tokio::time::timeout(self.limit, self.open(request)).await.map_err(|_| Broken::Timeout)?;
         let (response, sender) = opened.map_err(Broken::Head)?;
         // Its driver ends the connection once the body has been read.
         drop(sender);
         Ok(response)
     }
 
-    async fn open(
-        &self,
-        mut request: Request<Body>,
-    ) -> Result<(Response<Incoming>, Option<http1::SendRequest<Body>>), String> {
+    async fn open(&self, mut request: Request<Body>) -> Result<(Response<Incoming>, Http1), String> {
         if self.http2 {
             *request.version_mut() = Version::HTTP_2;
             let mut sender = self.http2_sender().await?;
@@ -153,7 +172,7 @@ impl Client {
         }
         let mut request = origin_form(request);
         loop {
-            let (mut sender, fresh) = match self.idle() {
+            let ((to, mut sender), fresh) = match self.idle() {
                 Some(sender) => (sender, false),
                 None => (self.http1_sender().await?, true),
             };
@@ -164,7 +183,7 @@ impl Client {
                 continue;
             }
             match sender.try_send_request(request).await {
-                Ok(response) => return Ok((response, Some(sender))),
+                Ok(response) => return Ok((response, Some((to, sender)))),
                 Err(mut failed) => match failed.take_message() {
                     // The sidecar closed an idle connection as we reached for it.
                     Some(unsent) if !fresh => request = unsent,
@@ -174,29 +193,36 @@ impl Client {
         }
     }
 
-    fn idle(&self) -> Option<http1::SendRequest<Body>> {
+    fn idle(&self) -> Http1 {
         self.connections.lock().expect("no holder panics").http1.pop()
     }
 
-    fn keep(&self, sender: Option<http1::SendRequest<Body>>) {
-        if let Some(sender) = sender.filter(|sender| !sender.is_closed()) {
-            self.connections.lock().expect("no holder panics").http1.push(sender);
+    fn keep(&self, sender: Http1) {
+        let Some((to, sender)) = sender.filter(|(_, sender)| !sender.is_closed()) else { return };
+        let mut connections = self.connections.lock().expect("no holder panics");
+        if connections.to == to {
+            connections.http1.push((to, sender));
         }
     }
 
-    async fn tcp(&self) -> Result<TokioIo<TcpStream>, String> {
-        let stream = TcpStream::connect(self.to).await.map_err(|error| format!("connect: {error}"))?;
+    fn to(&self) -> SocketAddr {
+        self.connections.lock().expect("no holder panics").to
+    }
+
+    async fn tcp(&self, to: SocketAddr) -> Result<TokioIo<TcpStream>, String> {
+        let stream = TcpStream::connect(to).await.map_err(|error| format!("connect: {error}"))?;
         stream.set_nodelay(true).map_err(|error| error.to_string())?;
         Ok(TokioIo::new(stream))
     }
 
-    async fn http1_sender(&self) -> Result<http1::SendRequest<Body>, String> {
+    async fn http1_sender(&self) -> Result<(SocketAddr, http1::SendRequest<Body>), String> {
+        let to = self.to();
         let (sender, driver) =
-            http1::handshake(self.tcp().await?).await.map_err(|error| format!("{error:?}"))?;
+            http1::handshake(self.tcp(to).await?).await.map_err(|error| format!("{error:?}"))?;
         self.tasks.spawn("client connection", async move {
             let _ended = driver.await;
         });
-        Ok(sender)
+        Ok((to, sender))
     }
 
     async fn http2_sender(&self) -> Result<http2::SendRequest<Body>, String> {
@@ -206,7 +232,7 @@ impl Client {
         }
         let (sender, driver) = http2::Builder::new(Spawn(self.tasks.clone()))
             .timer(TokioTimer::new())
-            .handshake(self.tcp().await?)
+            .handshake(self.tcp(self.to()).await?)
             .await
             .map_err(|error| format!("{error:?}"))?;
         self.tasks.spawn("client connection", async move {

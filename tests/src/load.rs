@@ -2,6 +2,7 @@
 //! failure is kept with its details.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -29,8 +30,23 @@ pub struct Failure {
     pub what: String,
     /// What came instead of a success.
     pub how: String,
+    /// The same in a word or two: status and reason, `cut`, `no head`, `no answer`.
+    pub kind: String,
     /// A response whose body broke off after its head.
     pub cut: bool,
+}
+
+/// One request that ended, well or not.
+#[derive(Debug, Clone, Copy)]
+pub struct Sample {
+    /// Which request.
+    pub number: u64,
+    /// When it left, since the load began.
+    pub at: Duration,
+    /// How long it took.
+    pub took: Duration,
+    /// Whether it succeeded.
+    pub succeeded: bool,
 }
 
 #[derive(Debug, Default)]
@@ -39,6 +55,7 @@ struct Tally {
     succeeded: u64,
     answered_by: BTreeMap<String, u64>,
     slowest: Duration,
+    samples: Vec<Sample>,
     failures: Vec<Failure>,
 }
 
@@ -53,7 +70,9 @@ pub struct Report {
     pub answered_by: BTreeMap<String, u64>,
     /// The slowest of all.
     pub slowest: Duration,
-    /// All the others.
+    /// All that ended, in the order of their ends.
+    pub samples: Vec<Sample>,
+    /// Those that failed.
     pub failures: Vec<Failure>,
     /// The load's length.
     pub lasted: Duration,
@@ -79,6 +98,30 @@ impl Report {
     /// How many responses were cut after their head.
     pub fn cut(&self) -> usize {
         self.failures.iter().filter(|failure| failure.cut).count()
+    }
+
+    /// Failures by kind.
+    pub fn kinds(&self) -> BTreeMap<&str, u64> {
+        let mut kinds = BTreeMap::new();
+        for failure in &self.failures {
+            *kinds.entry(failure.kind.as_str()).or_default() += 1;
+        }
+        kinds
+    }
+
+    /// What left in a part of the load.
+    pub fn during(&self, part: &Range<Duration>) -> impl Iterator<Item = &Sample> {
+        self.samples.iter().filter(|sample| part.contains(&sample.at))
+    }
+
+    /// A quantile of the time that requests of a part took, those that failed among them; 0 without
+    /// any.
+    pub fn quantile(&self, part: &Range<Duration>, quantile: f64) -> Duration {
+        let mut times: Vec<_> = self.during(part).map(|sample| sample.took).collect();
+        times.sort_unstable();
+        #[allow(clippy::cast_precision_loss, clippy::cast_sign_loss, clippy::cast_possible_truncation)]
+        let rank = (times.len() as f64 * quantile).ceil() as usize;
+        times.get(rank.saturating_sub(1)).copied().unwrap_or_default()
     }
 
     fn judge(&self, what: &str, counts: impl Fn(&Failure) -> bool) {
@@ -138,6 +181,11 @@ impl Load {
         load
     }
 
+    /// When it began.
+    pub fn begun(&self) -> Instant {
+        self.begun
+    }
+
     /// Requests that have ended so far.
     pub fn done(&self) -> u64 {
         self.tally.lock().expect("no holder panics").done
@@ -171,6 +219,7 @@ impl Load {
             succeeded: tally.succeeded,
             answered_by: tally.answered_by,
             slowest: tally.slowest,
+            samples: tally.samples,
             failures: tally.failures,
             lasted,
         }
@@ -186,26 +235,55 @@ impl Drop for Load {
 async fn one(number: u64, begun: Instant, client: Client, request: Request<Body>, tally: Arc<Mutex<Tally>>) {
     let what = format!("{} {}", request.method(), request.uri());
     let left = Instant::now();
-    let result = client.send(request).await;
+    let result = judge(client.send(request).await);
     let took = left.elapsed();
     let mut tally = tally.lock().expect("no holder panics");
     tally.done += 1;
     tally.slowest = tally.slowest.max(took);
-    match judge(result) {
+    let at = left - begun;
+    tally.samples.push(Sample { number, at, took, succeeded: result.is_ok() });
+    match result {
         Ok(answer) => {
             tally.succeeded += 1;
             *tally.answered_by.entry(answer.header("x-app").to_owned()).or_default() += 1;
         }
-        Err((how, cut)) => {
-            tally.failures.push(Failure { number, at: left - begun, took, what, how, cut });
+        Err(Bad { how, kind }) => {
+            let cut = kind == CUT;
+            tally.failures.push(Failure { number, at, took, what, how, kind, cut });
         }
     }
 }
 
-fn judge(result: Result<Answer, Broken>) -> Result<Answer, (String, bool)> {
-    match result {
-        Ok(answer) if answer.status.as_u16() < 400 => Ok(answer),
-        Ok(answer) => Err((format!("{} {:?} {:?}", answer.status, answer.reason(), answer.text()), false)),
-        Err(broken) => Err((format!("{broken:?}"), matches!(broken, Broken::Body { .. }))),
+/// Kind of a response that broke off after its head.
+const CUT: &str = "cut";
+
+struct Bad {
+    how: String,
+    kind: String,
+}
+
+fn judge(result: Result<Answer, Broken>) -> Result<Answer, Bad> {
+    let answer = match result {
+        Ok(answer) => answer,
+        Err(broken) => {
+            let kind = match &broken {
+                Broken::Head(_) => "no head",
+                Broken::Body { .. } => CUT,
+                Broken::Timeout => "no answer",
+            };
+            return Err(Bad { how: format!("{broken:?}"), kind: kind.to_owned() });
+        }
+    };
+    if answer.status.as_u16() >= 400 {
+        let (status, reason) = (answer.status.as_u16(), answer.reason());
+        let kind = if reason.is_empty() { format!("{status}") } else { format!("{status} {reason}") };
+        return Err(Bad { how: format!("{} {reason:?} {:?}", answer.status, answer.text()), kind });
     }
+    // Applications that are cut short say how much there was to come.
+    let length = answer.header("x-app-length");
+    if !length.is_empty() && length != answer.body.len().to_string() {
+        let how = format!("complete with {} of {length} bytes", answer.body.len());
+        return Err(Bad { how, kind: "short".to_owned() });
+    }
+    Ok(answer)
 }

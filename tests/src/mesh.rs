@@ -138,6 +138,7 @@ impl Mesh {
             extra: json!({}),
             token: None,
             environment: Vec::new(),
+            prefix: Vec::new(),
         }
     }
 
@@ -307,6 +308,17 @@ fn rows(yaml: &str) -> Result<Vec<v1::Resource>, String> {
     Ok(resources.into_iter().map(row).collect())
 }
 
+/// Runs a command that is done when it ends.
+///
+/// # Panics
+/// When it fails.
+pub fn execute(args: &[&str]) {
+    // No child of a mesh, which would watch its standard input.
+    let output =
+        process::command(args).env_remove(process::PARENT_VARIABLE).output().expect("the binary starts");
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
 fn start_registry(config: &Path, environment: &[(String, String)], directory: &Path) -> Process {
     let config = config.to_string_lossy();
     Process::start("registry", &["registry", "--config", &config, "--output", "json"], environment, directory)
@@ -323,6 +335,7 @@ pub struct SidecarBuilder<'a> {
     extra: Value,
     token: Option<String>,
     environment: Vec<(String, String)>,
+    prefix: Vec<String>,
 }
 
 impl SidecarBuilder<'_> {
@@ -381,6 +394,13 @@ impl SidecarBuilder<'_> {
         self
     }
 
+    /// Runs it by a command, such as `ip netns exec NAME`.
+    #[must_use]
+    pub fn within(mut self, prefix: &[String]) -> Self {
+        self.prefix = prefix.to_vec();
+        self
+    }
+
     /// Starts it and waits until it is ready.
     pub async fn start(self) -> Sidecar {
         let sidecar = self.launch().await;
@@ -409,8 +429,17 @@ impl SidecarBuilder<'_> {
         });
         merge(&mut settings, &self.extra);
         let directory = self.mesh.directory().to_owned();
-        Sidecar::launch(&self.id, settings, self.environment, directory).await
+        let how = How { environment: self.environment, prefix: self.prefix, directory };
+        Sidecar::launch(&self.id, settings, how).await
     }
+}
+
+/// How a process is run.
+#[derive(Clone)]
+struct How {
+    environment: Vec<(String, String)>,
+    prefix: Vec<String>,
+    directory: PathBuf,
 }
 
 /// A sidecar's process.
@@ -426,35 +455,38 @@ pub struct Sidecar {
     /// The process.
     pub process: Process,
     settings: Value,
-    environment: Vec<(String, String)>,
-    directory: PathBuf,
+    how: How,
 }
 
 impl Sidecar {
-    async fn launch(
-        id: &str,
-        mut settings: Value,
-        environment: Vec<(String, String)>,
-        directory: PathBuf,
-    ) -> Self {
-        let config = write(&directory, &format!("{id}.yaml"), &settings);
+    async fn launch(id: &str, mut settings: Value, how: How) -> Self {
+        let config = write(&how.directory, &format!("{id}.yaml"), &settings);
         let args = ["proxy", "--config", &config.to_string_lossy(), "--output", "json"];
-        let mut process = Process::start(id, &args, &environment, &directory);
+        let mut command = process::command_within(&how.prefix, &args);
+        command.envs(how.environment.iter().map(|(key, value)| (key, value)));
+        let mut process = Process::spawn(id, command, &how.directory);
         let at = process.announced().await;
         let [outbound, mesh, admin] = ["outbound", "mesh", "admin"].map(|name| address(&at, name));
         // Started again, it listens on the same ports.
         let same =
             json!({"outbound": {"listen": outbound}, "mesh": {"listen": mesh}, "admin": {"listen": admin}});
         merge(&mut settings, &same);
-        Self { id: id.to_owned(), outbound, mesh, admin, process, settings, environment, directory }
+        Self { id: id.to_owned(), outbound, mesh, admin, process, settings, how }
     }
 
     /// Kills it if it runs, and starts it again on the same ports with the same token.
     #[must_use]
-    pub async fn restart(self) -> Self {
-        let sidecar = self.relaunch(&json!({})).await;
-        sidecar.ready().await;
-        sidecar
+    pub async fn restart(mut self) -> Self {
+        self.start_again().await;
+        self
+    }
+
+    /// The same in place.
+    pub async fn start_again(&mut self) {
+        self.process.kill();
+        let id = self.id.clone();
+        *self = Self::launch(&id, self.settings.clone(), self.how.clone()).await;
+        self.ready().await;
     }
 
     /// The same with more configuration, and without waiting until it is ready.
@@ -462,12 +494,12 @@ impl Sidecar {
     pub async fn relaunch(mut self, extra: &Value) -> Self {
         self.process.kill();
         merge(&mut self.settings, extra);
-        Self::launch(&self.id, self.settings, self.environment, self.directory).await
+        Self::launch(&self.id, self.settings, self.how).await
     }
 
     /// Its configuration file.
     pub fn config(&self) -> PathBuf {
-        self.directory.join(format!("{}.yaml", self.id))
+        self.how.directory.join(format!("{}.yaml", self.id))
     }
 
     /// Waits until `/ready` says so.
@@ -585,7 +617,8 @@ async fn exchange(at: SocketAddr, method: &str, path: &str) -> (u16, String) {
     (status, body.to_owned())
 }
 
-fn address(announced: &Value, name: &str) -> SocketAddr {
+/// An address in what a child announced.
+pub(crate) fn address(announced: &Value, name: &str) -> SocketAddr {
     let text = announced[name].as_str().unwrap_or_default();
     text.parse().unwrap_or_else(|error| panic!("{name} in {announced}: {error}"))
 }
@@ -598,7 +631,7 @@ fn write(directory: &Path, name: &str, settings: &Value) -> PathBuf {
 }
 
 /// Lays `over` over `base`, objects key by key.
-fn merge(base: &mut Value, over: &Value) {
+pub(crate) fn merge(base: &mut Value, over: &Value) {
     match (base, over) {
         (Value::Object(base), Value::Object(over)) => {
             for (key, value) in over {

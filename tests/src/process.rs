@@ -41,8 +41,14 @@ pub fn binary() -> PathBuf {
 
 /// The binary with an environment of nothing but what tests say.
 pub fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(binary());
-    command.args(args);
+    command_within(&[], args)
+}
+
+/// The same run by another command, such as `ip netns exec NAME`.
+pub fn command_within(prefix: &[String], args: &[&str]) -> Command {
+    let mut words = prefix.iter().map(PathBuf::from).chain([binary()]);
+    let mut command = Command::new(words.next().expect("the binary is one"));
+    command.args(words).args(args);
     for (variable, _) in std::env::vars_os() {
         if FOREIGN.iter().any(|family| variable.as_encoded_bytes().starts_with(family.as_bytes())) {
             command.env_remove(variable);
@@ -69,16 +75,23 @@ impl Process {
     /// # Panics
     /// When the system refuses.
     pub fn start(name: &str, args: &[&str], environment: &[(String, String)], directory: &Path) -> Self {
+        let mut command = command(args);
+        command.envs(environment.iter().map(|(key, value)| (key, value)));
+        Self::spawn(name, command, directory)
+    }
+
+    /// Starts any command in the same way. Nothing but its own doing ends it with the test.
+    ///
+    /// # Panics
+    /// When the system refuses.
+    pub fn spawn(name: &str, mut command: Command, directory: &Path) -> Self {
         let out = File::create(directory.join(format!("{name}.out"))).expect("a file for the output");
         let log = File::options().create(true).append(true).open(directory.join(format!("{name}.log")));
-        let child = command(args)
-            .envs(environment.iter().map(|(key, value)| (key, value)))
-            .current_dir(directory)
-            .stdin(Stdio::piped())
-            .stdout(out)
+        command.current_dir(directory).stdin(Stdio::piped()).stdout(out);
+        let child = command
             .stderr(log.expect("a file for the log"))
             .spawn()
-            .unwrap_or_else(|error| panic!("cannot start {name} ({}): {error}", binary().display()));
+            .unwrap_or_else(|error| panic!("cannot start {name} ({command:?}): {error}"));
         Self { name: name.to_owned(), child, directory: directory.to_owned() }
     }
 
@@ -168,6 +181,7 @@ impl Drop for Process {
     }
 }
 
-fn read(path: &Path) -> String {
+/// A file's text; empty when it cannot be read.
+pub(crate) fn read(path: &Path) -> String {
     std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }
