@@ -60,6 +60,7 @@ struct SystemPackage {
 
 const SYSTEM_PACKAGES: &[SystemPackage] = &[
     SystemPackage { name: "curl", present: || shell::which("curl").is_some() },
+    SystemPackage { name: "faketime", present: || shell::which("faketime").is_some() },
     SystemPackage { name: "iproute2", present: || shell::which("ip").is_some() },
     SystemPackage { name: "podman", present: || shell::which("podman").is_some() },
     SystemPackage {

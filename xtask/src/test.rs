@@ -42,6 +42,8 @@ pub(crate) fn run(workspace: &Workspace, steps: &mut Steps, filter: Option<&str>
     run.all(steps, "unit tests", &built.of(Kind::Unit), &[]);
     // They start many processes each and measure time.
     run.all(steps, "whole-mesh tests", &built.of(Kind::WholeMesh), &["--test-threads=1"]);
+    // Last of those, since it takes longest; its figures are shown.
+    run.all(steps, "chaos tests", &built.of(Kind::Chaos), &["--test-threads=1", "--show-output"]);
     run.documentation(steps);
     run.image(steps, &built.of(Kind::Image));
     if steps.tests_seen() == 0 {
@@ -54,6 +56,7 @@ pub(crate) fn run(workspace: &Workspace, steps: &mut Steps, filter: Option<&str>
 enum Kind {
     Unit,
     WholeMesh,
+    Chaos,
     Image,
 }
 
@@ -68,6 +71,7 @@ struct TestBinary {
 impl TestBinary {
     fn kind(&self) -> Kind {
         match (self.package.to_str(), self.target.as_str()) {
+            (Some("tests"), "chaos") => Kind::Chaos,
             (Some("tests"), _) => Kind::WholeMesh,
             (Some("xtask"), "image") => Kind::Image,
             _ => Kind::Unit,
@@ -354,6 +358,7 @@ mod tests {
             TestBinary { package: package.into(), target: target.into(), executable: PathBuf::new() }.kind()
         };
         assert_eq!(kind("tests", "mesh"), Kind::WholeMesh);
+        assert_eq!(kind("tests", "chaos"), Kind::Chaos);
         assert_eq!(kind("xtask", "image"), Kind::Image);
         assert_eq!(kind("xtask", "xtask"), Kind::Unit);
         assert_eq!(kind("proxy", "it"), Kind::Unit);
