@@ -16,6 +16,7 @@ mod http;
 mod identity;
 mod inputs;
 mod keepalive;
+mod lifecycle;
 mod loss;
 mod memory;
 mod orders;
