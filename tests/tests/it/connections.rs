@@ -121,8 +121,11 @@ async fn a_connection_carries_as_many_requests_as_the_policy_says() {
 #[tokio::test]
 async fn the_last_connection_that_may_be_is_filled_and_then_there_is_no_room() {
     let held = Held::open("connectionPool: {maxConnections: 1}").await;
+    // How many streams the peer takes is known once its settings have come.
+    held.gate.add_permits(1);
+    fine(held.send()).await;
     let answers: Vec<_> = (0..STREAMS).map(|_| held.send()).collect();
-    held.arrived(STREAMS).await;
+    held.arrived(STREAMS + 1).await;
     held.shed("connection_limit").await;
     assert_eq!(held.front.endpoints(ORDERS).await[0]["connections"], 1);
     held.gate.add_permits(STREAMS + 1);
