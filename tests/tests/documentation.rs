@@ -190,7 +190,7 @@ fn resilience_has_every_setting_of_a_policy_with_the_default_in_force() {
 
     let built_in = serde_json::to_value(TrafficPolicySpec::built_in()).unwrap();
     let mut checked = 0;
-    leaves(&built_in, String::new(), &mut |key, value| {
+    leaves(&built_in, "", &mut |key, value| {
         assert_eq!(of_policies.get(key), Some(&value), "{key}");
         checked += 1;
     });
@@ -255,21 +255,21 @@ fn resilience_says_the_constants_of_the_code() {
 }
 
 /// Calls `with` for every setting of a policy, as people write it.
-fn leaves(value: &Value, path: String, with: &mut impl FnMut(&str, String)) {
+fn leaves(value: &Value, path: &str, with: &mut impl FnMut(&str, String)) {
     match value {
         Value::Object(fields) => {
             for (key, value) in fields {
                 let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-                leaves(value, path, with);
+                leaves(value, &path, with);
             }
         }
         Value::Array(items) => {
             assert!(items.is_empty(), "{path}: a default that is no single value");
             with(&format!("{path}[]"), "-".to_owned());
         }
-        Value::String(text) => with(&path, text.clone()),
-        Value::Number(number) => with(&path, number.as_f64().unwrap().to_string()),
-        other => with(&path, other.to_string()),
+        Value::String(text) => with(path, text.clone()),
+        Value::Number(number) => with(path, number.as_f64().unwrap().to_string()),
+        other => with(path, other.to_string()),
     }
 }
 

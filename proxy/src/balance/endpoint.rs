@@ -48,6 +48,9 @@ pub enum Outcome {
     Ignored,
 }
 
+/// Assumed latency, at least, of an endpoint that never answered and whose first request was given up.
+const UNANSWERED: Duration = Duration::from_millis(30);
+
 /// The ways to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureKind {
@@ -157,8 +160,12 @@ impl EndpointState {
             }
             Outcome::GivenUp { elapsed } => {
                 breaker.release(ticket);
-                if average.seconds(now).is_some_and(|usual| elapsed.as_secs_f64() > usual) {
-                    average.observe(elapsed, now);
+                match average.seconds(now) {
+                    Some(usual) if elapsed.as_secs_f64() <= usual => {}
+                    Some(_) => average.observe(elapsed, now),
+                    // It has had its first request, and is no good unknown any more: else all requests
+                    // would go to the one that never answers.
+                    None => average.observe(elapsed.max(UNANSWERED), now),
                 }
                 return Verdict::Keep;
             }

@@ -31,11 +31,15 @@ impl Pair {
     }
 
     async fn govern(&self, spec: &str) {
+        self.balance("roundRobin", spec).await;
+    }
+
+    async fn balance(&self, algorithm: &str, spec: &str) {
         let spec = format!(
             "{spec}
              timeouts: {{request: 1s}}
              retries: {{attempts: 0}}
-             loadBalancing: {{algorithm: roundRobin, slowStart: 0s}}
+             loadBalancing: {{algorithm: {algorithm}, slowStart: 0s}}
              circuitBreaker: {{consecutiveFailures: 1000, successRate: 0}}"
         );
         self.front.caught_up(self.mesh.apply(&policy("orders", &spec)).await).await;
@@ -76,6 +80,19 @@ async fn a_stuck_replica_makes_no_safe_request_slow() {
     }
     assert!(stuck >= 1, "some met the stuck one");
     assert_eq!((pair.hedges("won").await, pair.hedges("lost").await), before);
+}
+
+#[tokio::test]
+async fn a_replica_whose_requests_are_given_up_is_slow_even_if_it_never_answered() {
+    let pair = Pair::open().await;
+    pair.balance("peakEwma", "hedging: {quantile: 90, minDelay: 20ms}\nretryBudget: {minPerSecond: 1000}")
+        .await;
+    for _ in 0..40 {
+        assert_eq!(pair.front.client().get(ORDERS, "/").await.unwrap().text(), "well");
+    }
+    // Not the fastest for want of answers.
+    let stuck = pair.stuck.requests();
+    assert!(stuck <= 20, "{stuck} of 40 requests went to the one that is stuck");
 }
 
 #[tokio::test]

@@ -63,8 +63,9 @@ async fn requests_that_wait_for_a_connection_are_bounded() {
     let (place, _accepted) = Place::new(TERMS);
     let limits = Limits { pending: Bound::new(2), ..limits() };
     let never = async || std::future::pending().await;
+    // One makes the connection, two wait for it.
     let mut waiting: Vec<_> =
-        (0..2).map(|_| Box::pin(place.set.acquire(&limits, Reuse::Any, never))).collect();
+        (0..3).map(|_| Box::pin(place.set.acquire(&limits, Reuse::Any, never))).collect();
     for one in &mut waiting {
         assert!(futures_poll(one.as_mut()).await.is_none());
     }
@@ -72,6 +73,8 @@ async fn requests_that_wait_for_a_connection_are_bounded() {
     assert!(matches!(shed, Err(ProxyError::PendingLimit { limit: 2 })), "{shed:?}");
     drop(waiting);
     assert_eq!((limits.pending.taken(), limits.connections.taken()), (0, 0));
+    // Where nobody may wait, somebody may still connect.
+    limits.pending.set_limit(0);
     place.acquire(&limits, Reuse::Any).await.unwrap();
 }
 
