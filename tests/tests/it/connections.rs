@@ -155,14 +155,16 @@ async fn requests_that_wait_for_a_connection_are_limited() {
     let held = Held::open("connectionPool: {maxPending: 1}\ntimeouts: {connect: 20s}").await;
     // Its sidecar is there, and says nothing.
     held.replica.process.signal(Signal::STOP);
-    let waiting = held.send();
+    // One makes the connection, the other waits for it.
+    let (connecting, waiting) = (held.send(), held.send());
     until("one waits", async || {
         let endpoints = held.front.endpoints(ORDERS).await;
-        endpoints[0]["in_flight"] == 1
+        endpoints[0]["in_flight"] == 2
     })
     .await;
     held.shed("pending_limit").await;
     held.replica.process.signal(Signal::CONT);
-    held.gate.add_permits(1);
+    held.gate.add_permits(2);
+    fine(connecting).await;
     fine(waiting).await;
 }
