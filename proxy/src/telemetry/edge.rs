@@ -157,22 +157,22 @@ impl Edge {
 
     /// Counts a request refused for want of room.
     pub fn shed(&self, reason: Reason) {
-        self.event(&self.metrics.shed, reason.as_str());
+        self.event(&self.metrics.policy.shed, reason.as_str());
     }
 
     /// Counts a second attempt: `won`, `lost` or `budget_exhausted`.
     pub fn hedge(&self, outcome: &str) {
-        self.event(&self.metrics.hedges, outcome);
+        self.event(&self.metrics.policy.hedges, outcome);
     }
 
     /// Counts a fault made on purpose: `delay` or `abort`.
     pub fn fault(&self, kind: &str) {
-        self.event(&self.metrics.faults, kind);
+        self.event(&self.metrics.policy.faults, kind);
     }
 
     /// Counts a copy of a request: `answered`, `failed` or `skipped`.
     pub fn mirrored(&self, outcome: &str) {
-        self.event(&self.metrics.mirrored, outcome);
+        self.event(&self.metrics.policy.mirrored, outcome);
     }
 
     /// Rare events are looked up by label.

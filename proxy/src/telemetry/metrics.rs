@@ -174,11 +174,7 @@ pub struct Metrics {
     pub(super) request_bytes: IntCounterVec,
     pub(super) response_bytes: IntCounterVec,
     pub(super) retries: IntCounterVec,
-    pub(super) shed: IntCounterVec,
-    pub(super) hedges: IntCounterVec,
-    pub(super) faults: IntCounterVec,
-    pub(super) mirrored: IntCounterVec,
-    inheritance: IntCounterVec,
+    pub(super) policy: PolicyFamilies,
     breaker_transitions: IntCounterVec,
     /// Endpoints ejected now; set at each scrape.
     pub breaker_open: IntGauge,
@@ -206,6 +202,51 @@ pub struct Metrics {
     max_edges: usize,
     /// For the drain, over all edges.
     pub activity: Activity,
+}
+
+/// The families of what policies do.
+pub(super) struct PolicyFamilies {
+    pub(super) shed: IntCounterVec,
+    pub(super) hedges: IntCounterVec,
+    pub(super) faults: IntCounterVec,
+    pub(super) mirrored: IntCounterVec,
+    inheritance: IntCounterVec,
+}
+
+impl PolicyFamilies {
+    fn new(registry: &Registry) -> Self {
+        let counters = |name: &str, help: &str, labels: &[&'static str]| {
+            register(registry, IntCounterVec::new(Opts::new(name, help), labels))
+        };
+        let with = |label: &'static str| [EDGE.as_slice(), &[label]].concat();
+        Self {
+            shed: counters(
+                "mesh_requests_shed_total",
+                "Requests refused at once for want of room.",
+                &with("reason"),
+            ),
+            hedges: counters(
+                "mesh_hedges_total",
+                "Second attempts before the first had failed: won, lost, or budget_exhausted.",
+                &with("outcome"),
+            ),
+            faults: counters(
+                "mesh_faults_injected_total",
+                "Faults made on purpose: delay or abort.",
+                &with("kind"),
+            ),
+            mirrored: counters(
+                "mesh_mirrored_requests_total",
+                "Copies of requests: answered, failed, or skipped for want of room.",
+                &with("outcome"),
+            ),
+            inheritance: counters(
+                "mesh_deadline_inheritance_total",
+                "Calls made while the application worked under a deadline or a retry: exact, by_trace, or no_context where the call carries no trace context that is known.",
+                &["result"],
+            ),
+        }
+    }
 }
 
 /// Whether anything goes on, over all edges.
@@ -295,31 +336,7 @@ impl Metrics {
                 "Attempts that failed and could be repeated.",
                 &with(&["reason", "outcome"]),
             ),
-            shed: counters(
-                "mesh_requests_shed_total",
-                "Requests refused at once for want of room.",
-                &with(&["reason"]),
-            ),
-            hedges: counters(
-                "mesh_hedges_total",
-                "Second attempts before the first had failed: won, lost, or budget_exhausted.",
-                &with(&["outcome"]),
-            ),
-            faults: counters(
-                "mesh_faults_injected_total",
-                "Faults made on purpose: delay or abort.",
-                &with(&["kind"]),
-            ),
-            mirrored: counters(
-                "mesh_mirrored_requests_total",
-                "Copies of requests: answered, failed, or skipped for want of room.",
-                &with(&["outcome"]),
-            ),
-            inheritance: counters(
-                "mesh_deadline_inheritance_total",
-                "Calls made while the application worked under a deadline or a retry: exact, by_trace, or no_context where the call carries no trace context that is known.",
-                &["result"],
-            ),
+            policy: PolicyFamilies::new(&registry),
             breaker_transitions: counters(
                 "mesh_circuit_breaker_transitions_total",
                 "Endpoints ejected (open), probed (half_open) and returned (closed).",
@@ -426,7 +443,7 @@ impl Metrics {
     /// Counts a call by how it found the request it is made under. `result` is `exact`, `by_trace` or
     /// `no_context`.
     pub fn inherited(&self, result: &str) {
-        self.inheritance.with_label_values(&[result]).inc();
+        self.policy.inheritance.with_label_values(&[result]).inc();
     }
 
     /// Whether a registry is there that is not believed, and why: one of `reasons`.
