@@ -51,6 +51,10 @@ pub struct Metrics {
     pub traces_stored: IntGauge,
 }
 
+/// Why handshakes fail.
+const HANDSHAKE_FAILURES: [&str; 6] =
+    ["other_root", "expired", "certificate", "timeout", "broken", "protocol"];
+
 impl Metrics {
     /// All metrics, at zero.
     pub fn new() -> Self {
@@ -68,7 +72,7 @@ impl Metrics {
             "From a change in the store to the acknowledgement of the last stream it concerns.",
         )
         .buckets(CONVERGENCE_BUCKETS.to_vec());
-        Self {
+        let metrics = Self {
             endpoints: gauges(
                 "mesh_registry_endpoints",
                 "Endpoints listed, by health of their application.",
@@ -116,7 +120,12 @@ impl Metrics {
             spans_stored: gauge("mesh_registry_spans_stored", "Spans kept."),
             traces_stored: gauge("mesh_registry_traces_stored", "Traces kept."),
             registry,
+        };
+        // Seen from the start, so that an alert on one has a zero to rise from.
+        for reason in HANDSHAKE_FAILURES {
+            metrics.handshakes_failed.with_label_values(&[reason]);
         }
+        metrics
     }
 
     /// Counts a handshake.

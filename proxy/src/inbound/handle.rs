@@ -132,12 +132,14 @@ async fn carry(
             head.headers.insert(headers::GRPC_TIMEOUT, deadline::format_grpc(left));
         }
     }
-    // Calls the application makes for this request are found by it: it must be this request's own.
-    let span = if record.trace.sampled { record.parent_for_next_hop() } else { new_span_id() };
-    prepare(&mut head, peer, record, span)?;
     // For the calls made for it, a retry further up is as good as one here.
     let attempt = if asked.under_retry { asked.attempt.max(2) } else { asked.attempt };
     let inheritance = Inheritance { deadline: asked.deadline, attempt };
+    // Calls the application makes for this request are found by its span: where there is something to
+    // find, it must be this request's own, exported or not.
+    let own = record.trace.sampled || !inheritance.binds();
+    let span = if own { record.parent_for_next_hop() } else { new_span_id() };
+    prepare(&mut head, peer, record, span)?;
     let remembered = shared.inherited.remember(record.trace.trace_id, span, inheritance);
     let replay = (!body.is_end_stream()).then(|| Replay::new(body, 0, stream_idle));
     if let Some(replay) = &replay {
