@@ -116,7 +116,9 @@ impl Held {
     fn on_break(&mut self, cut: Cut) {
         let Self::Outbound { watch, .. } = self else { return };
         match cut {
-            Cut::Upstream => watch.failed(FailureKind::Status),
+            // As a broken connection: counted singly, it would never be set aside, for after each failure
+            // the balancer goes elsewhere for a while.
+            Cut::Upstream => watch.failed(FailureKind::Connection),
             Cut::Time => watch.cut(),
         }
     }

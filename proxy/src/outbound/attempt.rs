@@ -139,9 +139,9 @@ fn reported(
     let elapsed = sent.watch.elapsed();
     match reason {
         // It cannot reach its application: as good as gone.
-        Reason::AppUnreachable | Reason::NotServed => sent.watch.failed(FailureKind::Connection),
-        // Perhaps one request that it cannot digest.
-        Reason::AppReset => sent.watch.failed(FailureKind::Status),
+        Reason::AppUnreachable | Reason::AppReset | Reason::NotServed => {
+            sent.watch.failed(FailureKind::Connection);
+        }
         Reason::AppTimeout => sent.watch.failed(FailureKind::Timeout),
         other => {
             let class = classify(sent.response.status(), None, Some(other));
