@@ -38,15 +38,20 @@ impl Kept {
         Self { front, replica, mesh, _app: app }
     }
 
-    /// Waits until the caller's state on disk holds what it knows.
+    /// Waits until the state on disk of both holds what they know: the caller's the endpoint, the replica's
+    /// who may call it.
     async fn written(&self) {
-        let file = state(&self.mesh, "front").join(Kind::Snapshot.name());
-        until("the snapshot is on disk", || async {
-            let snapshot = std::fs::read(&file).ok().and_then(|file| decode_snapshot(&file).ok());
-            let told = snapshot.map(|(_, changes)| format!("{changes:?}")).unwrap_or_default();
-            told.contains("orders-1") && told.contains("healthy: true")
-        })
-        .await;
+        for (id, words) in
+            [("front", ["orders-1", "healthy: true"]), ("orders-1", ["ServicePolicies", ORDERS])]
+        {
+            let file = state(&self.mesh, id).join(Kind::Snapshot.name());
+            until(&format!("the snapshot of {id} is on disk"), || async {
+                let snapshot = std::fs::read(&file).ok().and_then(|file| decode_snapshot(&file).ok());
+                let told = snapshot.map(|(_, changes)| format!("{changes:?}")).unwrap_or_default();
+                words.iter().all(|word| told.contains(word))
+            })
+            .await;
+        }
     }
 }
 
