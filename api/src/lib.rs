@@ -16,5 +16,11 @@ pub mod v1 {
     tonic::include_proto!("outrigger.v1");
 }
 
+/// `grpc.health.v1`, by which applications of gRPC say whether they are ready; generated.
+#[allow(missing_docs, clippy::all, clippy::pedantic, unused_qualifications, unreachable_pub)]
+pub mod grpc_health {
+    tonic::include_proto!("grpc.health.v1");
+}
+
 /// Version of the watch protocol this release speaks.
 pub const PROTOCOL_VERSION: u32 = 1;

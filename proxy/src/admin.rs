@@ -19,6 +19,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use crate::balance::{self, Candidate};
+use crate::control::health::Health;
 use crate::control::status::Status;
 use crate::shared::Shared;
 
@@ -29,6 +30,8 @@ pub struct Admin {
     pub shared: Arc<Shared>,
     /// How it stands.
     pub status: Arc<Status>,
+    /// How its application stands.
+    pub health: Arc<Health>,
     /// Asks for the drain.
     pub drain: mpsc::Sender<()>,
 }
@@ -66,11 +69,13 @@ impl Admin {
     fn answer(&self, request: &Request<Incoming>) -> Answer {
         let allowed = match request.uri().path() {
             "/drain" => Method::POST,
-            "/live" | "/ready" | "/metrics" | "/config" | "/endpoints" | "/policies" => Method::GET,
+            "/live" | "/ready" | "/metrics" | "/config" | "/endpoints" | "/policies" | "/services" => {
+                Method::GET
+            }
             _ => {
                 return text(
                     StatusCode::NOT_FOUND,
-                    "not here; try /live /ready /metrics /config /endpoints /policies, or POST /drain\n",
+                    "not here; try /live /ready /metrics /config /endpoints /policies /services, or POST /drain\n",
                 );
             }
         };
@@ -88,6 +93,7 @@ impl Admin {
             "/metrics" => self.metrics(),
             "/config" => as_json(&config(&self.shared)),
             "/endpoints" => as_json(&endpoints(&self.shared)),
+            "/services" => as_json(&services(&self.shared, &self.health)),
             "/policies" => as_json(&policies(&self.shared)),
             _ => {
                 // A second request finds the queue full: the drain is under way.
@@ -100,7 +106,8 @@ impl Admin {
     fn ready(&self) -> Answer {
         let missing = self.status.missing();
         if missing.is_empty() {
-            let notes = self.status.notes(Instant::now());
+            let mut notes = self.status.notes(Instant::now());
+            notes.extend(self.health.notes(&self.shared.config.services));
             let notes: String = notes.iter().map(|note| format!("note: {note}\n")).collect();
             return text(StatusCode::OK, &format!("ready\n{notes}"));
         }
@@ -142,7 +149,7 @@ fn config(shared: &Shared) -> Value {
     let services: Vec<_> = config
         .services
         .iter()
-        .map(|served| json!({"name": served.name, "port": served.port, "protocol": served.protocol, "target": served.target.to_string()}))
+        .map(|served| json!({"name": served.name, "port": served.port, "protocol": served.protocol, "target": served.target.to_string(), "health": served.health.to_string()}))
         .collect();
     json!({
         "registry": {"address": config.registry},
@@ -178,9 +185,39 @@ fn config(shared: &Shared) -> Value {
             "connections": config.limits.connections,
             "edges": config.limits.edges,
         },
-        "health": {"interval": format_duration(config.health.interval), "timeout": format_duration(config.health.timeout)},
+        "health": {
+            "interval": format_duration(config.health.interval),
+            "timeout": format_duration(config.health.timeout),
+            "unhealthy_after": config.health.unhealthy_after,
+            "healthy_after": config.health.healthy_after,
+        },
         "drain": {"acknowledge": format_duration(config.drain.acknowledge), "deadline": format_duration(config.drain.deadline)},
     })
+}
+
+/// What the application serves, and whether it is ready to.
+fn services(shared: &Shared, health: &Health) -> Value {
+    let now = Instant::now();
+    let ports = health.ports();
+    let services: Vec<_> = shared
+        .config
+        .services
+        .iter()
+        .zip(&ports)
+        .map(|(served, port)| {
+            json!({
+                "name": served.name,
+                "port": served.port,
+                "target": served.target.to_string(),
+                "check": served.health.to_string(),
+                "healthy": port.healthy(),
+                "for_seconds": port.since().map(|since| now.saturating_duration_since(since).as_secs()),
+                "last_failure": port.failure().map(ToString::to_string),
+                "contrary_checks": port.row(),
+            })
+        })
+        .collect();
+    json!({"services": services})
 }
 
 fn breaker(status: balance::Status) -> &'static str {

@@ -28,6 +28,7 @@ use crate::control::disk::file::SavedIdentity;
 use crate::control::disk::keeper::Keeper;
 use crate::control::disk::{DiskError, Found, SavedSnapshot, StateDir};
 use crate::control::first::{self, First};
+use crate::control::health::{self, Health};
 use crate::control::link::Link;
 use crate::control::register::Registrar;
 use crate::control::status::Status;
@@ -285,7 +286,13 @@ impl Controller {
         let Inputs { admin, wanted, spans, joined, saved, snapshot } = inputs;
         let tasks = Tasks::current();
         let (ask, mut asked) = mpsc::channel(1);
-        let admin_port = Admin { shared: self.shared.clone(), status: self.status.clone(), drain: ask };
+        let health = Arc::new(Health::new(self.shared.config.services.len()));
+        let admin_port = Admin {
+            shared: self.shared.clone(),
+            status: self.status.clone(),
+            health: health.clone(),
+            drain: ask,
+        };
         tasks.spawn("admin", admin_port.serve(TcpListener::from_std(admin)?, tasks.clone()));
         let shutdown = async {
             tokio::select! {
@@ -309,8 +316,11 @@ impl Controller {
             self.shared.clone(),
             self.status.clone(),
             self.link.clone(),
-            tasks.clone(),
+            health.clone(),
         ));
+        let config = &self.shared.config;
+        let how = health::How::new(&config.health, self.shared.metrics.clone(), tasks.clone());
+        health::start(&health, &config.services, &how);
         tasks.spawn("watch", watch.run());
         if let Some(keeper) = keeper.clone() {
             tasks.spawn("state on disk", async move { keeper.run().await });

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use http::uri::PathAndQuery;
 use outrigger_api::resource::Protocol;
 use outrigger_api::token::Token;
 use outrigger_common::config::{ConfigError, Key, Origin};
@@ -13,7 +14,7 @@ use outrigger_common::telemetry::LogFormat;
 mod raw;
 
 pub use raw::{Drain, Health, Limits, Pool, Timeouts};
-use raw::{Raw, RawJoin, RawService, RawWorkers};
+use raw::{Raw, RawCheck, RawJoin, RawService, RawWorkers};
 
 /// Every key, for environment variables and `docs/configuration.md`.
 pub const KEYS: &[Key] = &[
@@ -59,8 +60,8 @@ pub const KEYS: &[Key] = &[
         "services",
         "list",
         "[]",
-        "entries of name, port, protocol, target",
-        "What the application serves. name: label within the namespace of the certificate; port: as callers name it; protocol: http (the client's version), http1, http2 or grpc; target: the application's ip:port.",
+        "entries of name, port, protocol, target, health",
+        "What the application serves. name: label within the namespace of the certificate; port: as callers name it; protocol: http (the client's version), http1, http2 or grpc; target: the application's ip:port; health: how it is checked.",
     ),
     Key::new(
         "upstreams",
@@ -173,9 +174,17 @@ pub const KEYS: &[Key] = &[
         "duration",
         "1s",
         "100ms to 10m",
-        "Time between two TCP connects to each application port.",
+        "Time between two checks of each application port.",
     ),
-    Key::new("health.timeout", "duration", "1s", "10ms to 1m", "Limit of one such connect."),
+    Key::new("health.timeout", "duration", "1s", "10ms to 1m", "Limit of one check."),
+    Key::new(
+        "health.unhealthy_after",
+        "checks",
+        "3",
+        "1 to 100",
+        "Failures in a row that make a port unhealthy; a refused connection does at once.",
+    ),
+    Key::new("health.healthy_after", "checks", "1", "1 to 100", "Successes in a row that make it healthy."),
     Key::new(
         "drain.acknowledge",
         "duration",
@@ -204,6 +213,30 @@ pub struct Served {
     pub protocol: Protocol,
     /// Where the application listens.
     pub target: SocketAddr,
+    /// How it says that it is ready.
+    pub health: Check,
+}
+
+/// How an application is checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Check {
+    /// It accepts connections.
+    Tcp,
+    /// It answers a GET of this path with 2xx or 3xx.
+    Http(PathAndQuery),
+    /// `grpc.health.v1.Health/Check` says that this service is SERVING; empty: the server as a whole.
+    Grpc(String),
+}
+
+impl std::fmt::Display for Check {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp => write!(f, "TCP connect"),
+            Self::Http(path) => write!(f, "GET {path}"),
+            Self::Grpc(service) if service.is_empty() => write!(f, "gRPC health"),
+            Self::Grpc(service) => write!(f, "gRPC health of {service}"),
+        }
+    }
 }
 
 /// How many threads carry requests.
@@ -336,13 +369,15 @@ fn check_ranges(origin: &Origin, raw: &Raw) -> Result<(), ConfigError> {
         ("drain.acknowledge", raw.drain.acknowledge, ZERO, 30 * S),
         ("drain.deadline", raw.drain.deadline, ZERO, HOUR),
     ];
-    let weight = usize::try_from(raw.workload.weight).unwrap_or(usize::MAX);
+    let wide = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
     let numbers = [
-        ("workload.weight", weight, 1, 1000),
+        ("workload.weight", wide(raw.workload.weight), 1, 1000),
         ("limits.header_bytes", raw.limits.header_bytes, 8 << 10, 1 << 20),
         ("limits.replay_bytes", raw.limits.replay_bytes, 0, 16 << 20),
         ("limits.connections", raw.limits.connections, 1, 1_000_000),
         ("limits.edges", raw.limits.edges, 1, 100_000),
+        ("health.unhealthy_after", wide(raw.health.unhealthy_after), 1, 100),
+        ("health.healthy_after", wide(raw.health.healthy_after), 1, 100),
     ];
     let range = |name: &str| KEYS.iter().find(|key| key.path == name).map_or("", |key| key.range);
     let outside = durations
@@ -423,13 +458,30 @@ fn services(origin: &Origin, raw: Vec<RawService>) -> Result<Vec<Served>, Config
             );
         }
     }
-    let checked = |raw: RawService| Served {
-        name: raw.name,
-        port: raw.port,
-        protocol: raw.protocol,
-        target: raw.target,
+    let checked = |(index, raw): (usize, RawService)| {
+        let health = check(&raw.health)
+            .map_err(|message| origin.error(&format!("services[{index}].health"), message))?;
+        Ok(Served { name: raw.name, port: raw.port, protocol: raw.protocol, target: raw.target, health })
     };
-    Ok(raw.into_iter().map(checked).collect())
+    raw.into_iter().enumerate().map(checked).collect()
+}
+
+/// Longest path, or name of a service of gRPC, in bytes.
+const CHECK_LENGTH: usize = 1024;
+
+fn check(raw: &RawCheck) -> Result<Check, String> {
+    match (&raw.http, &raw.grpc, raw.tcp) {
+        (None, None, None | Some(true)) => Ok(Check::Tcp),
+        (Some(text), None, None) => PathAndQuery::try_from(text.as_str())
+            .ok()
+            // Not cut off at a fragment.
+            .filter(|path| path == text && text.starts_with('/') && text.len() <= CHECK_LENGTH)
+            .map(Check::Http)
+            .ok_or_else(|| format!("http: {text:?} is not a path; write /ready, up to {CHECK_LENGTH} bytes")),
+        (None, Some(service), None) if service.len() <= CHECK_LENGTH => Ok(Check::Grpc(service.clone())),
+        (None, Some(_), None) => Err(format!("grpc: use up to {CHECK_LENGTH} bytes")),
+        _ => Err("use one of http: /path, grpc: service and tcp: true".to_owned()),
+    }
 }
 
 #[cfg(test)]

@@ -72,6 +72,17 @@ pub(super) struct RawService {
     #[serde(default)]
     pub(super) protocol: Protocol,
     pub(super) target: SocketAddr,
+    #[serde(default)]
+    pub(super) health: RawCheck,
+}
+
+/// One of them, or none.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawCheck {
+    pub(super) http: Option<String>,
+    pub(super) grpc: Option<String>,
+    pub(super) tcp: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -209,11 +220,16 @@ pub struct Health {
     /// Of one check.
     #[serde(deserialize_with = "duration")]
     pub timeout: Duration,
+    /// Failures in a row that make a port unhealthy; a refused connection does at once.
+    pub unhealthy_after: u32,
+    /// Successes in a row that make it healthy.
+    pub healthy_after: u32,
 }
 
 impl Default for Health {
     fn default() -> Self {
-        Self { interval: Duration::from_secs(1), timeout: Duration::from_secs(1) }
+        let second = Duration::from_secs(1);
+        Self { interval: second, timeout: second, unhealthy_after: 3, healthy_after: 1 }
     }
 }
 

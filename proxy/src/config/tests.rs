@@ -51,6 +51,21 @@ fn wrong_values_name_their_place_and_the_remedy() {
             "proxy.yaml:3",
             "tcp",
         ),
+        (
+            format!(
+                "{with_token}services:\n  - name: orders\n    port: 80\n    target: 127.0.0.1:1\n    health: {{http: ready}}\n"
+            ),
+            "proxy.yaml:6",
+            "not a path",
+        ),
+        (
+            format!(
+                "{with_token}services:\n  - name: orders\n    port: 80\n    target: 127.0.0.1:1\n    health: {{http: /, grpc: ''}}\n"
+            ),
+            "proxy.yaml:6",
+            "one of",
+        ),
+        (format!("{with_token}health:\n  unhealthy_after: 0\n"), "proxy.yaml:3", "1 to 100"),
         (format!("{with_token}workload: {{weight: 0}}\n"), "proxy.yaml:2", "1 to 1000"),
         (format!("{with_token}upstreams: [orders]\n"), "proxy.yaml:2", "name.namespace"),
         (format!("{with_token}limits:\n  header_bytes: 1KiB\n"), "proxy.yaml:3", "8KiB to 1MiB"),
@@ -75,4 +90,23 @@ fn a_token_may_be_left_out_where_an_identity_may_be_on_disk() {
     let with_token = format!("join: {{token: {TOKEN}}}\nstate_dir: ''\n");
     assert_eq!(load(&with_token, &systemd).unwrap().state_dir, None);
     assert!(load("state_dir: ''\n", &systemd).unwrap_err().message.contains("outrigger token"));
+}
+
+#[test]
+fn an_application_is_checked_as_its_entry_says() {
+    for (text, check) in [
+        ("", Check::Tcp),
+        (", health: {tcp: true}", Check::Tcp),
+        (", health: {http: '/ready?deep=1'}", Check::Http("/ready?deep=1".parse().unwrap())),
+        (", health: {grpc: ''}", Check::Grpc(String::new())),
+        (", health: {grpc: shop.Orders}", Check::Grpc("shop.Orders".into())),
+    ] {
+        let entry = format!("services: [{{name: orders, port: 80, target: 127.0.0.1:1{text}}}]");
+        let config = load(&format!("join: {{token: {TOKEN}}}\n{entry}\n")).unwrap();
+        assert_eq!(config.services[0].health, check, "{text}");
+    }
+    for text in ["{tcp: false}", "{http: '/a#b'}", "{http: 'http://a/b'}", "{https: /}", "{http: '/a b'}"] {
+        let entry = format!("services: [{{name: orders, port: 80, target: 127.0.0.1:1, health: {text}}}]");
+        assert!(load(&format!("join: {{token: {TOKEN}}}\n{entry}\n")).is_err(), "{text}");
+    }
 }

@@ -8,6 +8,7 @@ pub mod destination;
 pub mod directory;
 pub mod disk;
 pub mod first;
+pub mod health;
 pub mod link;
 pub mod register;
 pub mod snapshot;

@@ -1,4 +1,4 @@
-//! Registration: tells the registry what this workload serves, keeps the lease, reports health.
+//! Registration: tells the registry what this workload serves, keeps the lease, passes on its health.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -10,14 +10,14 @@ use outrigger_common::backoff::Backoff;
 use outrigger_common::channel::describe;
 use outrigger_common::mtls;
 use outrigger_common::resolve::resolve;
-use outrigger_common::tasks::Tasks;
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::UdpSocket;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tonic::Code;
 use tonic::metadata::MetadataMap;
 
 use super::clock;
+use super::health::{Health, Port};
 use super::link::Link;
 use super::status::Status;
 use crate::config::Served;
@@ -31,7 +31,7 @@ pub struct Registrar {
     shared: Arc<Shared>,
     status: Arc<Status>,
     link: Arc<Link>,
-    tasks: Tasks,
+    health: Arc<Health>,
     /// The lease, once there is one; taken by [`Registrar::deregister`].
     lease: Mutex<Lease>,
 }
@@ -47,55 +47,45 @@ enum Lease {
 
 impl Registrar {
     /// A workload not registered yet.
-    pub fn new(shared: Arc<Shared>, status: Arc<Status>, link: Arc<Link>, tasks: Tasks) -> Self {
-        Self { shared, status, link, tasks, lease: Mutex::new(Lease::None) }
+    pub fn new(shared: Arc<Shared>, status: Arc<Status>, link: Arc<Link>, health: Arc<Health>) -> Self {
+        Self { shared, status, link, health, lease: Mutex::new(Lease::None) }
     }
 
-    /// Registers, then renews the lease at a third of its time and at every change of health, for ever.
+    /// Registers once every port has been checked, then renews the lease at a third of its time and at
+    /// every change of health, for ever.
     pub async fn run(&self) {
-        let health = &self.shared.config.health;
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         // A registry that comes back gives every lease a full time: that must be enough for one try more.
         let mut longest = Duration::from_secs(5);
-        let mut healthy = self.check().await;
+        let mut health = self.health.listen();
+        // The guard must go at once, and an error would mean that `self.health` is gone.
+        drop(health.wait_for(|ports| ports.iter().all(Port::checked)).await);
         let mut renew_at = Instant::now();
-        let mut check_at = Instant::now() + health.interval;
         let mut connected = self.status.connections();
         loop {
             // Nobody registers with a registry that the watch has not found to be the right one.
             let known = *connected.borrow_and_update() || matches!(*self.lease.lock().await, Lease::Held(_));
-            let next = if known { renew_at.min(check_at) } else { check_at };
             tokio::select! {
-                () = tokio::time::sleep_until(next) => {}
+                () = tokio::time::sleep_until(renew_at), if known => {}
                 Ok(()) = connected.changed() => {
                     renew_at = Instant::now();
                     continue;
                 }
-            }
-            if Instant::now() >= check_at {
-                check_at = Instant::now() + health.interval;
-                let now = self.check().await;
-                if now != healthy {
-                    for (served, _) in
-                        self.shared.config.services.iter().zip(&now).filter(|(_, healthy)| !**healthy)
-                    {
-                        tracing::warn!(service = served.name, target = %served.target, "the application does not accept connections");
-                    }
-                    healthy = now;
+                Ok(()) = health.changed() => {
                     renew_at = Instant::now();
+                    continue;
                 }
             }
-            if known && Instant::now() >= renew_at {
-                match self.renew(&healthy).await {
-                    Ok(ttl) => {
-                        backoff.reset();
-                        longest = ttl / 3;
-                        renew_at = Instant::now() + longest;
-                    }
-                    Err(error) => {
-                        tracing::debug!(error, "lease not renewed");
-                        renew_at = Instant::now() + backoff.next(fastrand::f64()).min(longest);
-                    }
+            let healthy: Vec<_> = health.borrow_and_update().iter().map(Port::healthy).collect();
+            match self.renew(&healthy).await {
+                Ok(ttl) => {
+                    backoff.reset();
+                    longest = ttl / 3;
+                    renew_at = Instant::now() + longest;
+                }
+                Err(error) => {
+                    tracing::debug!(error, "lease not renewed");
+                    renew_at = Instant::now() + backoff.next(fastrand::f64()).min(longest);
                 }
             }
         }
@@ -228,22 +218,6 @@ impl Registrar {
                 "cannot tell which address peers reach this sidecar at; set workload.address".to_owned()
             }),
         }
-    }
-
-    /// Whether each port of the application accepts a TCP connection; all are asked at once.
-    async fn check(&self) -> Vec<bool> {
-        let limit = self.shared.config.health.timeout;
-        let check = |served: &Served| {
-            let connecting = TcpStream::connect(served.target);
-            let check = async move { matches!(tokio::time::timeout(limit, connecting).await, Ok(Ok(_))) };
-            self.tasks.spawn_joinable("health check", check)
-        };
-        let checks: Vec<_> = self.shared.config.services.iter().map(check).collect();
-        let mut healthy = Vec::with_capacity(checks.len());
-        for check in checks {
-            healthy.push(check.await.unwrap_or(false));
-        }
-        healthy
     }
 }
 

@@ -192,6 +192,7 @@ pub struct Metrics {
     pub state_failures: IntCounter,
     /// Unix time of the last write of state.
     pub state_written: Gauge,
+    application_healthy: IntGaugeVec,
     /// Seconds by which the wall clock is ahead of the registry's.
     pub clock_offset: Gauge,
     /// Spans handed to the collector.
@@ -371,6 +372,13 @@ impl Metrics {
                     &["reason"],
                 ),
             ),
+            application_healthy: register(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new("mesh_application_healthy", "1 while a port of the application is healthy."),
+                    &["service", "port"],
+                ),
+            ),
             state_failures: register(
                 &registry,
                 IntCounter::new("mesh_state_write_failures_total", "Writes of state to disk that failed."),
@@ -438,6 +446,12 @@ impl Metrics {
     /// Counts a handshake. `result` is `ok`, `failed`, `identity_mismatch` or `timeout`.
     pub fn handshake(&self, direction: Direction, result: &str) {
         self.handshakes.with_label_values(&[direction.as_str(), result]).inc();
+    }
+
+    /// Whether a port the application serves is healthy. `service` is its label.
+    pub fn application_healthy(&self, service: &str, port: u16, healthy: bool) {
+        let gauge = self.application_healthy.with_label_values(&[service, port.to_string().as_str()]);
+        gauge.set(i64::from(healthy));
     }
 
     /// Counts a call by how it found the request it is made under. `result` is `exact`, `by_trace` or

@@ -11,6 +11,7 @@ mod deadlines;
 mod discovery;
 mod drain;
 mod full;
+mod health;
 mod hedging;
 mod http;
 mod identity;
