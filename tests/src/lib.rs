@@ -6,6 +6,7 @@
 //! | [`process`] | the `outrigger` binary as a child that ends with the test |
 //! | [`mesh`] | [`mesh::Mesh`]: a registry and sidecars; tokens, certificates, restarts |
 //! | [`app`] | [`app::App`]: a programmable HTTP application that remembers what it saw |
+//! | [`servers`] | real databases, queues and mail, and their own clients |
 //! | [`server`] | [`server::Server`]: an application that is a process of its own, with faults |
 //! | [`client`] | [`client::Client`]: HTTP/1.1 and HTTP/2 through a sidecar, and raw bytes |
 //! | [`component`] | programs from outside, which `cargo xtask test` installs and names |
@@ -27,4 +28,5 @@ pub mod mesh;
 pub mod metrics;
 pub mod process;
 pub mod server;
+pub mod servers;
 pub mod wait;
