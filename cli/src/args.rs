@@ -33,6 +33,8 @@ pub(crate) enum Command {
     Get(GetArgs),
     /// Make a token a sidecar can join with, or revoke one
     Token(TokenArgs),
+    /// Redirect an application's connections to its sidecar, or stop doing so
+    Capture(crate::capture::args::CaptureArgs),
     /// Say what this binary is
     Version(VersionArgs),
     /// Print a completion script for a shell
@@ -309,6 +311,9 @@ mod tests {
     #[test]
     fn there_are_these_commands_and_no_others() {
         let names: Vec<_> = Args::command().get_subcommands().map(|c| c.get_name().to_owned()).collect();
-        assert_eq!(names, ["demo", "proxy", "registry", "apply", "get", "token", "version", "completions"]);
+        assert_eq!(
+            names,
+            ["demo", "proxy", "registry", "apply", "get", "token", "capture", "version", "completions"]
+        );
     }
 }

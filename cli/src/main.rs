@@ -3,6 +3,7 @@
 //! | Module | What lives there |
 //! |---|---|
 //! | [`args`] | the command line |
+//! | [`capture`] | the redirect to the sidecar: rules, nft, iptables |
 //! | [`commands`] | one file a command: parse, call, print |
 //! | [`admin`] | the registry's admin interface, with errors that name the remedy |
 //! | [`demo`] | a whole mesh on one machine: processes, load, chaos, judgement |
@@ -10,6 +11,7 @@
 
 mod admin;
 mod args;
+mod capture;
 mod commands;
 mod demo;
 mod failure;

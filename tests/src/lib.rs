@@ -12,6 +12,7 @@
 //! | [`component`] | programs from outside, which `cargo xtask test` installs and names |
 //! | [`load`] | [`load::Load`]: open-loop load that keeps every failure |
 //! | [`metrics`] | [`metrics::Metrics`]: what a `/metrics` page says |
+//! | [`netns`] | network namespaces: machines of a test's own, and a network that joins them |
 //! | [`wait`] | waiting for a condition, with a deadline |
 //!
 //! Everything must be started on the thread of the test: the kernel binds a child to the thread that
@@ -26,6 +27,7 @@ pub mod component;
 pub mod load;
 pub mod mesh;
 pub mod metrics;
+pub mod netns;
 pub mod process;
 pub mod server;
 pub mod servers;

