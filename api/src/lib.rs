@@ -24,3 +24,6 @@ pub mod grpc_health {
 
 /// Version of the watch protocol this release speaks.
 pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Feature of a registry that answers whose an address is.
+pub const FEATURE_ADDRESSES: &str = "addresses";

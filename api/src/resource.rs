@@ -13,6 +13,7 @@ pub mod route;
 pub mod value;
 
 use std::collections::HashSet;
+use std::net::IpAddr;
 
 use outrigger_common::config::{ConfigError, Origin};
 use outrigger_common::name::{ServiceName, check_label};
@@ -92,7 +93,14 @@ pub struct ServicePort {
 pub struct ServiceSpec {
     /// At least one; numbers and names unique.
     pub ports: Vec<ServicePort>,
+    /// Virtual addresses, at most [`MAX_ADDRESSES`]: a captured connection to one of them and a port's
+    /// number goes to that port.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpAddr>,
 }
+
+/// Virtual addresses a service may have: two families, in a few networks.
+pub const MAX_ADDRESSES: usize = 16;
 
 /// Settings of the whole mesh.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -104,6 +112,100 @@ pub struct MeshConfigSpec {
     /// What every service's traffic policy starts from; without `targetRefs`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub defaults: Option<TrafficPolicySpec>,
+    /// Whom sidecars let in.
+    #[serde(default, skip_serializing_if = "Mtls::is_default")]
+    pub mtls: Mtls,
+    /// Whether applications may leave the mesh.
+    #[serde(default, skip_serializing_if = "Egress::is_default")]
+    pub egress: Egress,
+}
+
+/// Whom sidecars let in to their applications.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mtls {
+    /// Default: strict.
+    #[serde(default)]
+    pub mode: MtlsMode,
+}
+
+/// See [`Mtls`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MtlsMode {
+    /// Those alone who prove an identity.
+    #[default]
+    Strict,
+    /// Plaintext that was captured on its way in as well.
+    Permissive,
+}
+
+/// Whether applications may leave the mesh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Egress {
+    /// Default: allow.
+    #[serde(default)]
+    pub mode: EgressMode,
+}
+
+/// What becomes of connections to what is nobody's in the mesh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EgressMode {
+    /// They go there as they are.
+    #[default]
+    Allow,
+    /// They are refused.
+    Deny,
+}
+
+impl Mtls {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Egress {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl From<MtlsMode> for v1::MtlsMode {
+    fn from(mode: MtlsMode) -> Self {
+        match mode {
+            MtlsMode::Strict => Self::Strict,
+            MtlsMode::Permissive => Self::Permissive,
+        }
+    }
+}
+
+impl From<v1::MtlsMode> for MtlsMode {
+    fn from(mode: v1::MtlsMode) -> Self {
+        match mode {
+            v1::MtlsMode::Unspecified | v1::MtlsMode::Strict => Self::Strict,
+            v1::MtlsMode::Permissive => Self::Permissive,
+        }
+    }
+}
+
+impl From<EgressMode> for v1::EgressMode {
+    fn from(mode: EgressMode) -> Self {
+        match mode {
+            EgressMode::Allow => Self::Allow,
+            EgressMode::Deny => Self::Deny,
+        }
+    }
+}
+
+impl From<v1::EgressMode> for EgressMode {
+    fn from(mode: v1::EgressMode) -> Self {
+        match mode {
+            v1::EgressMode::Unspecified | v1::EgressMode::Allow => Self::Allow,
+            v1::EgressMode::Deny => Self::Deny,
+        }
+    }
 }
 
 /// Tracing settings of the mesh.
@@ -389,6 +491,7 @@ fn service(origin: &Origin) -> Result<Resource, ConfigError> {
             }
         }
     }
+    check::addresses(&document.spec.addresses).map_err(|fault| fault.at(origin, "spec"))?;
     Ok(Resource::Service { name, spec: document.spec })
 }
 

@@ -173,7 +173,7 @@ async fn view(store: &dyn Store, state: &EndpointState) -> EndpointView {
     EndpointView {
         workload: endpoint.workload.clone(),
         port: endpoint.port,
-        target_port: state.target_port,
+        target_port: state.application.port(),
         address: endpoint.address.clone(),
         mesh_port: endpoint.mesh_port,
         identity: endpoint.identity.clone(),

@@ -5,6 +5,8 @@
 //! stream costs one mark a service however much happens meanwhile.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::hash::Hash;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -38,6 +40,8 @@ struct Inner {
     interested: HashMap<ServiceName, BTreeSet<SubscriberId>>,
     /// Who serves a service.
     serving: HashMap<ServiceName, BTreeSet<SubscriberId>>,
+    /// Who asked whose an address is.
+    asking: HashMap<SocketAddr, BTreeSet<SubscriberId>>,
     timed: VecDeque<Timed>,
 }
 
@@ -47,6 +51,7 @@ struct Subscriber {
     wake: Arc<Notify>,
     subscribed: HashSet<ServiceName>,
     serves: HashSet<ServiceName>,
+    addresses: HashSet<SocketAddr>,
     /// Updates sent and not acknowledged, oldest first: nonce, position.
     in_flight: VecDeque<(u64, u64)>,
     acknowledged: u64,
@@ -59,13 +64,15 @@ pub struct Marks {
     pub services: BTreeSet<ServiceName>,
     /// Services whose policies are to be looked at, in order.
     pub policies: BTreeSet<ServiceName>,
+    /// Addresses whose owner is to be looked at, in order.
+    pub addresses: BTreeSet<SocketAddr>,
     /// The mesh's settings.
     pub mesh: bool,
 }
 
 impl Marks {
     fn is_empty(&self) -> bool {
-        self.services.is_empty() && self.policies.is_empty() && !self.mesh
+        self.services.is_empty() && self.policies.is_empty() && self.addresses.is_empty() && !self.mesh
     }
 }
 
@@ -94,6 +101,7 @@ impl Hub {
             subscribers: HashMap::new(),
             interested: HashMap::new(),
             serving: HashMap::new(),
+            asking: HashMap::new(),
             timed: VecDeque::new(),
         };
         Self { inner: Mutex::new(inner), progress: watch::Sender::new(0), convergence }
@@ -113,7 +121,15 @@ impl Hub {
     pub fn publish(&self, state: Arc<State>, changed: &Changed) {
         let mut inner = self.lock();
         let mut marked = inner.mark_policies(&changed.policies);
-        let Inner { interested, subscribers, .. } = &mut *inner;
+        let Inner { interested, asking, subscribers, .. } = &mut *inner;
+        for address in &changed.addresses {
+            for id in asking.get(address).into_iter().flatten() {
+                if let Some(subscriber) = subscribers.get_mut(id) {
+                    subscriber.dirty.addresses.insert(*address);
+                    marked.insert(*id);
+                }
+            }
+        }
         for name in &changed.services {
             for id in interested.get(name).into_iter().flatten() {
                 if let Some(subscriber) = subscribers.get_mut(id) {
@@ -155,6 +171,7 @@ impl Hub {
             wake,
             subscribed: HashSet::new(),
             serves: HashSet::new(),
+            addresses: HashSet::new(),
             in_flight: VecDeque::new(),
             acknowledged: 0,
         };
@@ -171,6 +188,9 @@ impl Hub {
         }
         for name in &subscriber.serves {
             forget(&mut inner.serving, id, name);
+        }
+        for address in &subscriber.addresses {
+            forget(&mut inner.asking, id, address);
         }
         self.settle(&mut inner, id, u64::MAX);
         drop(inner);
@@ -222,6 +242,40 @@ impl Hub {
         }
         drop(inner);
         self.advance();
+    }
+
+    /// Notes that a stream asks whose addresses are, now and from now on. They are marked, so that the
+    /// next [`Hub::take`] names them.
+    pub fn ask(&self, id: SubscriberId, addresses: impl IntoIterator<Item = SocketAddr>) {
+        let mut inner = self.lock();
+        let Inner { asking, subscribers, .. } = &mut *inner;
+        let Some(subscriber) = subscribers.get_mut(&id) else { return };
+        for address in addresses {
+            if subscriber.addresses.insert(address) {
+                asking.entry(address).or_default().insert(id);
+                subscriber.dirty.addresses.insert(address);
+            }
+        }
+    }
+
+    /// Notes that a stream no longer asks.
+    pub fn forget(&self, id: SubscriberId, addresses: &[SocketAddr]) {
+        let mut inner = self.lock();
+        for address in addresses {
+            if let Some(subscriber) = inner.subscribers.get_mut(&id)
+                && subscriber.addresses.remove(address)
+            {
+                subscriber.dirty.addresses.remove(address);
+                forget(&mut inner.asking, id, address);
+            }
+        }
+        drop(inner);
+        self.advance();
+    }
+
+    /// How many addresses a stream asks about.
+    pub fn addresses(&self, id: SubscriberId) -> usize {
+        self.lock().subscribers.get(&id).map_or(0, |subscriber| subscriber.addresses.len())
     }
 
     /// How many services a stream subscribed to.
@@ -384,11 +438,11 @@ impl Inner {
     }
 }
 
-fn forget(index: &mut HashMap<ServiceName, BTreeSet<SubscriberId>>, id: SubscriberId, name: &ServiceName) {
-    if let Some(ids) = index.get_mut(name) {
+fn forget<K: Hash + Eq>(index: &mut HashMap<K, BTreeSet<SubscriberId>>, id: SubscriberId, key: &K) {
+    if let Some(ids) = index.get_mut(key) {
         ids.remove(&id);
         if ids.is_empty() {
-            index.remove(name);
+            index.remove(key);
         }
     }
 }

@@ -24,6 +24,7 @@ pub mod hub;
 pub mod join;
 pub mod metrics;
 pub mod model;
+pub mod owners;
 pub mod policies;
 pub mod refusals;
 pub mod registrar;

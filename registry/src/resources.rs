@@ -2,7 +2,8 @@
 
 mod warnings;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -30,6 +31,8 @@ const MAX_NAME: usize = 253;
 /// Writes and reads resources.
 pub struct Resources {
     store: Arc<dyn Store>,
+    /// One apply at a time: what it found of services it does not write must hold until it is written.
+    turn: tokio::sync::Mutex<()>,
 }
 
 /// What one resource of a request stands for.
@@ -43,13 +46,13 @@ enum Target {
 impl Resources {
     /// On a store.
     pub fn new(store: Arc<dyn Store>) -> Self {
-        Self { store }
+        Self { store, turn: tokio::sync::Mutex::default() }
     }
 
     /// Creates, replaces or deletes resources: all of them, or none.
     ///
     /// # Errors
-    /// The first resource that is not valid, by name; the store.
+    /// The first resource that is not valid, by name; a Service with an address of another; the store.
     pub async fn apply(&self, request: &v1::ApplyRequest) -> Result<v1::ApplyResponse, RequestError> {
         if request.resources.len() > MAX_RESOURCES {
             return Err(RequestError::Invalid(format!("apply at most {MAX_RESOURCES} resources at once")));
@@ -64,6 +67,8 @@ impl Resources {
             let written = if request.delete { None } else { Some(parse(resource)?) };
             targets.push((target, written));
         }
+        let _turn = self.turn.lock().await;
+        self.check_addresses(&targets).await?;
         for _ in 0..ATTEMPTS {
             let (txn, outcomes) = self.transaction(&targets).await?;
             let warnings = self.warnings(&targets, &outcomes).await?;
@@ -78,6 +83,37 @@ impl Resources {
             }
         }
         Err(StoreError::Conflict { key: RESOURCES.to_owned() }.into())
+    }
+
+    /// An address with a port is one service's: of two, callers would reach either.
+    async fn check_addresses(&self, targets: &[(Target, Option<Resource>)]) -> Result<(), RequestError> {
+        let written = || {
+            targets.iter().filter_map(|(_, written)| match written {
+                Some(Resource::Service { name, spec }) => Some((name, spec)),
+                _ => None,
+            })
+        };
+        if written().all(|(_, spec)| spec.addresses.is_empty()) {
+            return Ok(());
+        }
+        let mut taken: HashMap<(IpAddr, u16), ServiceName> = HashMap::new();
+        for entry in self.store.range(SERVICES, None).await?.entries {
+            if let Ok(Resource::Service { name, spec }) = Resource::from_json(&text(&entry))
+                && written().all(|(other, _)| *other != name)
+            {
+                taken.extend(claims(&spec).map(|claim| (claim, name.clone())));
+            }
+        }
+        for (name, spec) in written() {
+            for (address, port) in claims(spec) {
+                if let Some(other) = taken.insert((address, port), name.clone()) {
+                    return Err(RequestError::Contradiction(format!(
+                        "Service {name}: {address} with port {port} is the address of Service {other} already; give one of them another address or port"
+                    )));
+                }
+            }
+        }
+        Ok(())
     }
 
     async fn transaction(
@@ -185,8 +221,8 @@ impl Resources {
                 port: port.number,
                 protocol: port.protocol,
             });
-            let service =
-                Resource::Service { name: name.clone(), spec: ServiceSpec { ports: ports.collect() } };
+            let spec = ServiceSpec { ports: ports.collect(), addresses: Vec::new() };
+            let service = Resource::Service { name: name.clone(), spec };
             found.push(resource("Service", name.namespace(), name.name(), service.to_json(), &entry));
         }
         found.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
@@ -315,6 +351,11 @@ impl Target {
         }
         (!row.ports.is_empty()).then(|| model::encode(&row))
     }
+}
+
+/// What a service's virtual addresses claim.
+fn claims(spec: &ServiceSpec) -> impl Iterator<Item = (IpAddr, u16)> {
+    spec.addresses.iter().flat_map(|address| spec.ports.iter().map(|port| (*address, port.port)))
 }
 
 fn invalid(resource: &v1::Resource, why: impl std::fmt::Display) -> RequestError {

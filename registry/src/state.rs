@@ -4,6 +4,7 @@
 //! API) only has to produce these: its `position` is then a count of its own.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use outrigger_api::resource::{DEFAULT_SAMPLING_RATIO, Resource};
@@ -14,6 +15,7 @@ use crate::model::{
     GOVERNING, MESH_CONFIG_KEY, PORTS, PortRow, PortsRow, RESOURCES, SERVICES, ServedRow, WORKLOADS,
     WorkloadRow, decode, service_of,
 };
+use crate::owners::Owners;
 use crate::policies::{Policies, Rows, Scope};
 use crate::store::{Change, Entry, LeaseId, Range, Transaction};
 
@@ -28,6 +30,8 @@ pub struct State {
     pub services: HashMap<ServiceName, Arc<ServiceState>>,
     /// What governs the calls of services.
     pub policies: Policies,
+    /// Whose which address is.
+    pub owners: Owners,
     /// Settings of the mesh.
     pub mesh: MeshState,
 }
@@ -48,6 +52,8 @@ pub struct ServiceState {
     pub changed: u64,
     /// Its ports, in the order of their numbers.
     pub ports: Vec<v1::Port>,
+    /// Its virtual addresses.
+    pub addresses: Vec<IpAddr>,
     /// By workload and service port.
     pub endpoints: BTreeMap<EndpointId, Arc<EndpointState>>,
 }
@@ -60,8 +66,10 @@ pub type EndpointId = (Arc<str>, u16);
 pub struct EndpointState {
     /// As sidecars hear of it.
     pub endpoint: v1::Endpoint,
-    /// The application's port.
-    pub target_port: u16,
+    /// The application's own address and port, as callers who know nothing of the mesh dial it.
+    pub application: SocketAddr,
+    /// Revision at which it became what it is, or later.
+    pub since: u64,
     /// The lease it lives by, if its source has leases.
     pub lease: Option<LeaseId>,
 }
@@ -70,8 +78,21 @@ impl State {
     /// A state in which nothing exists.
     pub fn empty(source: &str) -> Self {
         let mesh = MeshState { changed: 0, settings: default_settings() };
-        let policies = Policies::default();
-        Self { source: source.into(), position: 0, services: HashMap::new(), policies, mesh }
+        Self {
+            source: source.into(),
+            position: 0,
+            services: HashMap::new(),
+            policies: Policies::default(),
+            owners: Owners::default(),
+            mesh,
+        }
+    }
+}
+
+impl EndpointState {
+    /// Whether two forms say the same, whenever they came to be.
+    fn is_as(&self, other: &Self) -> bool {
+        self.endpoint == other.endpoint && self.application == other.application && self.lease == other.lease
     }
 }
 
@@ -79,6 +100,11 @@ impl ServiceState {
     /// The ports that policies can name.
     pub fn named_ports(&self) -> impl Iterator<Item = &v1::Port> {
         self.ports.iter().filter(|port| !port.name.is_empty())
+    }
+
+    /// Whether two forms say the same, whenever they came to be.
+    fn is_as(&self, other: &Self) -> bool {
+        self.ports == other.ports && self.addresses == other.addresses && self.endpoints == other.endpoints
     }
 
     /// The whole service as sidecars hear of it.
@@ -95,6 +121,8 @@ pub struct Changed {
     pub services: BTreeSet<ServiceName>,
     /// Parts of what governs services.
     pub policies: BTreeSet<Scope>,
+    /// Addresses whose owner is another now.
+    pub addresses: BTreeSet<SocketAddr>,
     /// Whether the mesh's settings changed.
     pub mesh: bool,
 }
@@ -102,7 +130,7 @@ pub struct Changed {
 /// Folds the store's rows into states.
 #[derive(Debug)]
 pub struct Fold {
-    applied: BTreeMap<ServiceName, Vec<PortRow>>,
+    applied: BTreeMap<ServiceName, Applied>,
     registered: BTreeMap<ServiceName, PortsRow>,
     /// By what follows the prefix in their key.
     workloads: BTreeMap<Arc<str>, Workload>,
@@ -112,12 +140,21 @@ pub struct Fold {
     state: Arc<State>,
 }
 
+/// A service as an administrator wrote it.
+#[derive(Debug)]
+struct Applied {
+    /// In the order of their numbers.
+    ports: Vec<PortRow>,
+    addresses: Vec<IpAddr>,
+}
+
 #[derive(Debug)]
 struct Workload {
     /// Its id alone: the workloads of a service are of one namespace.
     id: Arc<str>,
     row: WorkloadRow,
     lease: Option<LeaseId>,
+    revision: u64,
 }
 
 impl Fold {
@@ -183,7 +220,9 @@ impl Fold {
                         name: port.name.unwrap_or_default(),
                         protocol: port.protocol,
                     });
-                    self.applied.insert(name.clone(), ports.collect());
+                    let mut ports: Vec<PortRow> = ports.collect();
+                    ports.sort_by_key(|port| port.number);
+                    self.applied.insert(name.clone(), Applied { ports, addresses: spec.addresses });
                 }
                 Some(_) | None => _ = self.applied.remove(&name),
             }
@@ -197,6 +236,8 @@ impl Fold {
                         .transpose()
                         .expect("plain data serialises")
                         .unwrap_or_default(),
+                    mtls_mode: v1::MtlsMode::from(spec.mtls.mode).into(),
+                    egress_mode: v1::EgressMode::from(spec.egress.mode).into(),
                 };
             }
         } else if let Some(rest) = governing(key) {
@@ -223,7 +264,8 @@ impl Fold {
             self.remove_workload(rest, names);
             match decode::<WorkloadRow>(entry) {
                 Ok(row) => {
-                    let workload = Workload { id: row.id.as_str().into(), row, lease: entry.lease };
+                    let (id, lease) = (row.id.as_str().into(), entry.lease);
+                    let workload = Workload { id, row, lease, revision: entry.revision };
                     self.add_workload(rest.into(), workload, names);
                 }
                 Err(error) => tracing::error!(%error, "row left out"),
@@ -274,7 +316,7 @@ impl Fold {
         let (policies, scopes) = self.governing.finish(position, &next.policies);
         next.policies = policies;
         let mesh = next.mesh.settings != self.settings;
-        let mut changed = Changed { services: BTreeSet::new(), policies: scopes, mesh };
+        let mut changed = Changed { policies: scopes, mesh, ..Changed::default() };
         if changed.mesh {
             next.mesh = MeshState { changed: position, settings: self.settings.clone() };
         }
@@ -283,7 +325,7 @@ impl Fold {
             let new = self.build(&name, position, old.map(AsRef::as_ref));
             let same = match (old, &new) {
                 (None, None) => true,
-                (Some(old), Some(new)) => old.ports == new.ports && old.endpoints == new.endpoints,
+                (Some(old), Some(new)) => old.is_as(new),
                 (None, Some(_)) | (Some(_), None) => false,
             };
             if !same {
@@ -294,6 +336,8 @@ impl Fold {
                     // Policies that name ports mean others now, to those that serve them.
                     changed.policies.insert(Scope::Authorization(name.clone()));
                 }
+                let others = next.owners.replace(&name, old.map(AsRef::as_ref), new.as_ref());
+                changed.addresses.extend(others);
                 match new {
                     Some(new) => _ = next.services.insert(name.clone(), Arc::new(new)),
                     None => _ = next.services.remove(&name),
@@ -315,11 +359,18 @@ impl Fold {
                 }
                 let key = (workload.id.clone(), served.port.number);
                 let endpoint = workload.endpoint(served);
-                let kept = old.and_then(|old| old.endpoints.get(&key)).filter(|kept| ***kept == endpoint);
+                let old = old.and_then(|old| old.endpoints.get(&key));
+                let kept = old.filter(|kept| kept.is_as(&endpoint));
                 endpoints.insert(key, kept.cloned().unwrap_or_else(|| Arc::new(endpoint)));
             }
         }
-        Some(ServiceState { changed: position, ports: rows.iter().map(Into::into).collect(), endpoints })
+        let addresses = self.applied.get(name).map(|applied| applied.addresses.clone());
+        Some(ServiceState {
+            changed: position,
+            ports: rows.iter().map(Into::into).collect(),
+            addresses: addresses.unwrap_or_default(),
+            endpoints,
+        })
     }
 
     /// A service's ports, in the order of their numbers; none if there is no such service. An applied
@@ -327,9 +378,7 @@ impl Fold {
     /// the applied service under which it registered may have been deleted.
     fn ports(&self, name: &ServiceName) -> Option<Vec<PortRow>> {
         if let Some(applied) = self.applied.get(name) {
-            let mut ports = applied.clone();
-            ports.sort_by_key(|port| port.number);
-            return Some(ports);
+            return Some(applied.ports.clone());
         }
         let registered = self.registered.get(name);
         let mut row = registered.cloned().unwrap_or_default();
@@ -360,12 +409,18 @@ impl Workload {
             healthy: served.healthy,
             weight: self.row.weight.into(),
         };
-        EndpointState { endpoint, target_port: served.target_port, lease: self.lease }
+        let application = SocketAddr::new(self.row.address, served.target_port);
+        EndpointState { endpoint, application, since: self.revision, lease: self.lease }
     }
 }
 
 fn default_settings() -> v1::MeshSettings {
-    v1::MeshSettings { trace_sampling_ratio: DEFAULT_SAMPLING_RATIO, traffic_defaults: String::new() }
+    v1::MeshSettings {
+        trace_sampling_ratio: DEFAULT_SAMPLING_RATIO,
+        traffic_defaults: String::new(),
+        mtls_mode: v1::MtlsMode::Strict.into(),
+        egress_mode: v1::EgressMode::Allow.into(),
+    }
 }
 
 /// `<kind>/<namespace>/<name>` of the key of a route or policy.

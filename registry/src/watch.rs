@@ -1,6 +1,7 @@
 //! What one stream has been sent, and what it must be sent next. Pure.
 
 use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use outrigger_api::v1;
@@ -8,6 +9,7 @@ use outrigger_api::v1::change::Change as Kind;
 use outrigger_common::name::ServiceName;
 
 use crate::hub::Marks;
+use crate::owners::{Owner, told};
 use crate::policies::{Audience, Set};
 use crate::state::{EndpointState, ServiceState, State};
 
@@ -46,6 +48,8 @@ pub struct View {
     policies: HashMap<ServiceName, HeldPolicies>,
     /// The named ports it was told of the services it serves: policies may name them.
     ports: HashMap<ServiceName, Vec<v1::Port>>,
+    /// Whose addresses are, as told.
+    owners: HashMap<SocketAddr, Option<Owner>>,
 }
 
 #[derive(Debug)]
@@ -77,6 +81,7 @@ impl View {
             held: HashMap::new(),
             policies: HashMap::new(),
             ports: HashMap::new(),
+            owners: HashMap::new(),
         }
     }
 
@@ -102,6 +107,19 @@ impl View {
             };
             self.ports.insert(name.clone(), self.named_ports(state, &name));
             self.policies.insert(name, held);
+        }
+    }
+
+    /// Takes a returning sidecar at its word on what it was told of addresses: whatever became of the
+    /// cursor, it need hear of those alone that are another's now.
+    pub fn resume_owners(&mut self, held: impl IntoIterator<Item = (SocketAddr, Option<Owner>)>) {
+        self.owners.extend(held);
+    }
+
+    /// Forgets addresses.
+    pub fn forget_owners(&mut self, addresses: &[SocketAddr]) {
+        for address in addresses {
+            self.owners.remove(address);
         }
     }
 
@@ -145,6 +163,13 @@ impl View {
             }
             if marks.services.contains(name) {
                 changes.extend(self.service(state, name).map(change));
+            }
+        }
+        for address in &marks.addresses {
+            let owner = state.owners.of(*address);
+            if self.owners.get(address) != Some(&owner) {
+                changes.push(change(Kind::Address(told(*address, owner.as_ref()))));
+                self.owners.insert(*address, owner);
             }
         }
         changes

@@ -1,10 +1,13 @@
 //! What a resource must keep to beyond its shape: ranges by the table of fields, and here what
 //! concerns several fields at once or takes more than a range to say.
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use outrigger_common::config::{ConfigError, Origin};
 use outrigger_common::name::check_label;
 use serde::Serialize;
 
+use super::MAX_ADDRESSES;
 use super::fields::{Field, first_out_of_range};
 
 mod authorization;
@@ -115,4 +118,36 @@ fn header_value(key: &str, value: &str) -> Checked {
             "{value:?} is not a header's value: use 1 to {MAX_VALUE} bytes without control characters, and no space at the ends"
         ),
     )
+}
+
+/// Virtual addresses of a service.
+pub(super) fn addresses(addresses: &[IpAddr]) -> Checked {
+    count("addresses", addresses.len(), 0, MAX_ADDRESSES)?;
+    for (index, address) in addresses.iter().enumerate() {
+        if let Some(why) = not_virtual(*address) {
+            return fault(format!("addresses[{index}]"), format!("{address} {why}"));
+        }
+    }
+    match twice(addresses, |a, b| a == b) {
+        Some(index) => fault(format!("addresses[{index}]"), format!("{} appears twice", addresses[index])),
+        None => Ok(()),
+    }
+}
+
+/// Why an address cannot stand for a service on every machine of the mesh.
+fn not_virtual(address: IpAddr) -> Option<&'static str> {
+    let link_local = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    if address.to_canonical() != address {
+        Some("is an IPv4 address in IPv6 form; write it as IPv4")
+    } else if address.is_unspecified() {
+        Some("is no address; give one that callers connect to")
+    } else if address.is_loopback() {
+        Some("is loopback: it means another machine to each caller; give one that is routed")
+    } else if address.is_multicast() || address == IpAddr::V4(Ipv4Addr::BROADCAST) {
+        Some("is a group's address, to which nobody connects; give one of a single host")
+    } else if link_local {
+        Some("is of one link only, and needs an interface beside it; give one that is routed")
+    } else {
+        None
+    }
 }

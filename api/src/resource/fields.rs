@@ -94,6 +94,12 @@ pub const SERVICE: &[Field] = &[
         "http",
         "how the application is spoken to; `http` is the version the caller used",
     ),
+    field(
+        "addresses[]",
+        Range::Text("an IPv4 or IPv6 address"),
+        "-",
+        "virtual addresses, at most 16: a captured connection to one of them and a port's number goes to that port; no other service may have the same",
+    ),
 ];
 
 /// Fields of a `MeshConfig`.
@@ -109,6 +115,18 @@ pub const MESH_CONFIG: &[Field] = &[
         Range::Table("TrafficPolicy", TRAFFIC_POLICY),
         "-",
         "what every service's policy starts from: the fields of a TrafficPolicy without `targetRefs`",
+    ),
+    field(
+        "mtls.mode",
+        Range::Words(&["strict", "permissive"]),
+        "strict",
+        "whom sidecars let in to their applications: those alone who prove an identity, or plaintext as well",
+    ),
+    field(
+        "egress.mode",
+        Range::Words(&["allow", "deny"]),
+        "allow",
+        "what becomes of connections to what is nobody's in the mesh: they go there as they are, or are refused",
     ),
 ];
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
-use outrigger_api::resource::Protocol;
+use outrigger_api::resource::{EgressMode, MtlsMode, Protocol};
 use outrigger_common::name::ServiceName;
 
 use super::compile::{Compiler, Rules};
@@ -22,6 +22,10 @@ pub struct Snapshot {
     pub revision: u64,
     /// Share of new traces to sample.
     pub sampling: f64,
+    /// Whom to let in; strict while nothing is known.
+    pub mtls: MtlsMode,
+    /// Whether the application may leave the mesh; allowed while nothing is known.
+    pub egress: EgressMode,
     services: HashMap<Box<str>, Entry>,
 }
 
@@ -95,7 +99,14 @@ impl Snapshot {
             };
             services.insert(name.into(), entry);
         }
-        Self { version: self.version + 1, revision, sampling: state.sampling(), services }
+        Self {
+            version: self.version + 1,
+            revision,
+            sampling: state.sampling(),
+            mtls: state.mtls(),
+            egress: state.egress(),
+            services,
+        }
     }
 }
 

@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use outrigger_api::resource::authorization::{Action, AuthorizationPolicySpec};
 use outrigger_api::resource::policy::{self, TrafficPolicySpec};
-use outrigger_api::resource::{DEFAULT_SAMPLING_RATIO, Protocol, Resource, ResourceName};
+use outrigger_api::resource::{
+    DEFAULT_SAMPLING_RATIO, EgressMode, MtlsMode, Protocol, Resource, ResourceName,
+};
 use outrigger_api::v1;
 use outrigger_common::identity::SpiffeId;
 use outrigger_common::name::ServiceName;
@@ -30,6 +32,8 @@ pub struct State {
 struct Mesh {
     sampling: f64,
     defaults: TrafficPolicySpec,
+    mtls: MtlsMode,
+    egress: EgressMode,
 }
 
 /// Policies and routes of one service, in the order the registry sent them: of kind, namespace and
@@ -38,7 +42,12 @@ pub type Policies = Arc<Vec<Resource>>;
 
 impl Default for Mesh {
     fn default() -> Self {
-        Self { sampling: DEFAULT_SAMPLING_RATIO, defaults: TrafficPolicySpec::default() }
+        Self {
+            sampling: DEFAULT_SAMPLING_RATIO,
+            defaults: TrafficPolicySpec::default(),
+            mtls: MtlsMode::default(),
+            egress: EgressMode::default(),
+        }
     }
 }
 
@@ -113,6 +122,16 @@ impl State {
     /// What every service's traffic policy starts from.
     pub fn defaults(&self) -> &TrafficPolicySpec {
         &self.mesh.defaults
+    }
+
+    /// Whom sidecars let in: strict until the mesh says otherwise.
+    pub fn mtls(&self) -> MtlsMode {
+        self.mesh.mtls
+    }
+
+    /// Whether applications may leave the mesh: they may until the mesh says otherwise.
+    pub fn egress(&self) -> EgressMode {
+        self.mesh.egress
     }
 
     /// What governs the calls of a service.
@@ -212,6 +231,13 @@ impl State {
                     "" => TrafficPolicySpec::default(),
                     json => policy::defaults_from_json(json).map_err(|error| error.to_string())?,
                 };
+                let mtls = v1::MtlsMode::try_from(mesh.mtls_mode).map_err(|_| {
+                    format!("mtls mode {} is unknown to this sidecar; upgrade it", mesh.mtls_mode)
+                })?;
+                let egress = v1::EgressMode::try_from(mesh.egress_mode).map_err(|_| {
+                    format!("egress mode {} is unknown to this sidecar; upgrade it", mesh.egress_mode)
+                })?;
+                (self.mesh.mtls, self.mesh.egress) = (mtls.into(), egress.into());
                 self.mesh.sampling = ratio;
                 if self.mesh.defaults != defaults {
                     self.mesh.defaults = defaults;
@@ -221,6 +247,7 @@ impl State {
                 }
             }
             Some(Change::Policies(policies)) => self.apply_policies(policies, applied),
+            Some(Change::Address(_)) => return Err("this sidecar did not ask about it".to_owned()),
             None => return Err("a kind of change this sidecar does not know; upgrade it".to_owned()),
         }
         Ok(())
@@ -274,6 +301,7 @@ pub(super) fn describe(change: &v1::Change) -> String {
         Some(Change::Unknown(name)) => format!("Service/{name}"),
         Some(Change::Policies(policies)) => format!("policies of {}", policies.service),
         Some(Change::Mesh(_)) => "MeshConfig/default".to_owned(),
+        Some(Change::Address(told)) => format!("Address/{}", told.address),
         None => "unknown".to_owned(),
     }
 }
@@ -480,13 +508,38 @@ mod tests {
         // One is called, the other served without a policy of its own.
         state.apply(update(vec![service("items.shop", vec![]), policies(&[])]));
         let mesh = |defaults: &str| {
-            Change::Mesh(v1::MeshSettings { trace_sampling_ratio: 0.5, traffic_defaults: defaults.into() })
+            Change::Mesh(v1::MeshSettings {
+                trace_sampling_ratio: 0.5,
+                traffic_defaults: defaults.into(),
+                ..Default::default()
+            })
         };
         let good = r#"{"timeouts":{"request":"2s"}}"#;
         assert_eq!(state.apply(update(vec![mesh(good)])).changed.len(), 2);
         assert_eq!(state.apply(update(vec![mesh(good)])).changed.len(), 0, "nothing new");
         assert_eq!(state.apply(update(vec![mesh("{\"timeouts\":3}")])).refused.len(), 1);
         assert!(state.defaults().timeouts.is_some(), "the good ones stay");
+    }
+
+    #[test]
+    fn a_mesh_is_strict_and_open_until_it_says_otherwise_and_unknown_modes_change_nothing() {
+        let mut state = State::default();
+        let modes = |state: &State| (state.mtls(), state.egress());
+        assert_eq!(modes(&state), (MtlsMode::Strict, EgressMode::Allow));
+        let mesh = |mtls_mode: i32, egress_mode: i32| {
+            Change::Mesh(v1::MeshSettings { mtls_mode, egress_mode, ..Default::default() })
+        };
+        let (permissive, deny) = (v1::MtlsMode::Permissive.into(), v1::EgressMode::Deny.into());
+        assert_eq!(state.apply(update(vec![mesh(permissive, deny)])).refused, []);
+        assert_eq!(modes(&state), (MtlsMode::Permissive, EgressMode::Deny));
+        // Neither half of a message that cannot be read whole.
+        for unknown in [mesh(9, 0), mesh(0, 9)] {
+            let refused = state.apply(update(vec![unknown])).refused;
+            assert_eq!(refused[0].resource, "MeshConfig/default");
+            assert_eq!(modes(&state), (MtlsMode::Permissive, EgressMode::Deny));
+        }
+        state.apply(update(vec![mesh(0, 0)]));
+        assert_eq!(modes(&state), (MtlsMode::Strict, EgressMode::Allow), "as registries of before say it");
     }
 
     #[test]

@@ -204,7 +204,7 @@ impl Watch {
             self.subscribed.iter().filter(|name| !held.contains(name.as_str())).cloned().collect();
         send(&requests, watch_request::Message::Hello(hello)).await;
         if !add.is_empty() {
-            send(&requests, watch_request::Message::Subscribe(v1::Subscribe { add, remove: Vec::new() }))
+            send(&requests, watch_request::Message::Subscribe(v1::Subscribe { add, ..Default::default() }))
                 .await;
         }
         let mut client = DiscoveryClient::new(self.link.channel()).max_decoding_message_size(64 << 20);
@@ -272,6 +272,7 @@ impl Watch {
             cursor: self.cursor.clone(),
             services: self.state.held().map(str::to_owned).collect(),
             serves: self.serves.clone(),
+            addresses: Vec::new(),
         }
     }
 

@@ -1,13 +1,14 @@
 //! The watch stream: one task a sidecar.
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use outrigger_api::v1::discovery_server::Discovery as DiscoveryService;
 use outrigger_api::v1::watch_request::Message as Asked;
 use outrigger_api::v1::watch_response::Message as Told;
-use outrigger_api::{PROTOCOL_VERSION, v1};
+use outrigger_api::{FEATURE_ADDRESSES, PROTOCOL_VERSION, v1};
 use outrigger_common::identity::SpiffeId;
 use outrigger_common::name::ServiceName;
 use tokio::sync::{Notify, mpsc};
@@ -19,11 +20,14 @@ use super::connection::MAX_WATCHES;
 use super::{Caller, Services, caller};
 use crate::hub::SubscriberId;
 use crate::join::unix;
+use crate::owners;
 use crate::refusals::Refusal;
 use crate::watch::{Cursor, View};
 
 /// Services one stream may subscribe to.
 const MAX_SUBSCRIPTIONS: usize = 10_000;
+/// Addresses one stream may ask about; sidecars keep to half of it.
+const MAX_ADDRESSES: usize = 8192;
 /// Updates a stream may be behind with its acknowledgements; then it waits, and gets the latest.
 const MAX_IN_FLIGHT: usize = 16;
 /// Services one sidecar may stand in front of: as many as it may have ports.
@@ -168,6 +172,7 @@ impl Stream {
         }
         let names = self.more(&hello.services)?;
         let serves = self.served(&hello.serves)?;
+        let held = self.told_before(&hello.addresses)?;
         self.view = View::new(&self.namespace, serves.iter().cloned());
         let hub = &self.services.hub;
         let state = hub.state();
@@ -180,10 +185,12 @@ impl Stream {
         let mesh = resumed.as_ref().is_none_or(|cursor| state.mesh.changed > cursor.position);
         hub.subscribe(self.id, names, mesh);
         hub.serve(self.id, serves);
+        hub.ask(self.id, held.iter().map(|(address, _)| *address));
+        self.view.resume_owners(held);
         tracing::debug!(identity = self.peer, workload = ?hello.workload, software = ?hello.software, resumed = resumed.is_some(), "watch stream opened");
         Ok(v1::Welcome {
             protocol_version: PROTOCOL_VERSION,
-            features: Vec::new(),
+            features: vec![FEATURE_ADDRESSES.to_owned()],
             store_id: self.services.store_id.to_string(),
             resumed: resumed.is_some(),
         })
@@ -200,6 +207,11 @@ impl Stream {
                 }
                 let added = self.more(&subscribe.add)?;
                 self.services.hub.subscribe(self.id, added, false);
+                let removed = addresses(&subscribe.remove_addresses)?;
+                self.services.hub.forget(self.id, &removed);
+                self.view.forget_owners(&removed);
+                self.room(subscribe.add_addresses.len())?;
+                self.services.hub.ask(self.id, addresses(&subscribe.add_addresses)?);
                 Ok(())
             }
             Asked::Ack(ack) => {
@@ -232,6 +244,26 @@ impl Stream {
             )));
         }
         names(added)
+    }
+
+    /// Checks that the stream may ask about so many more addresses.
+    fn room(&self, added: usize) -> Result<(), Status> {
+        if added + self.services.hub.addresses(self.id) > MAX_ADDRESSES {
+            return Err(Status::resource_exhausted(format!(
+                "a stream may ask about {MAX_ADDRESSES} addresses; remove some first"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Checks what a sidecar says it was told of addresses.
+    fn told_before(
+        &self,
+        held: &[v1::AddressOwner],
+    ) -> Result<Vec<(SocketAddr, Option<owners::Owner>)>, Status> {
+        self.room(held.len())?;
+        let checked = held.iter().map(owners::held).collect::<Result<_, _>>();
+        checked.map_err(|why| Status::invalid_argument(format!("addresses: {why}")))
     }
 
     /// Checks the services a sidecar says it stands in front of. Who may call them is told to their
@@ -273,4 +305,8 @@ fn names(names: &[String]) -> Result<Vec<ServiceName>, Status> {
         ServiceName::parse(name).map_err(|error| Status::invalid_argument(format!("service {error}")))
     };
     names.iter().map(parse).collect()
+}
+
+fn addresses(texts: &[String]) -> Result<Vec<SocketAddr>, Status> {
+    texts.iter().map(|text| owners::parse(text)).collect::<Result<_, _>>().map_err(Status::invalid_argument)
 }

@@ -5,20 +5,22 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use fastrand::Rng;
 use outrigger_api::document::parse_yaml;
 use outrigger_api::resource::attachment::Attachment;
-use outrigger_api::resource::{API_VERSION, GATEWAY_API_VERSION, Resource};
+use outrigger_api::resource::{API_VERSION, GATEWAY_API_VERSION, Resource, ServicePort, ServiceSpec};
 use prometheus::{Histogram, HistogramOpts};
 use tokio::sync::Notify;
 
 use super::*;
 use crate::hub::{Hub, SubscriberId};
 use crate::model::{
-    PortRow, PortsRow, ServedRow, WorkloadRow, encode, governing_key, ports_key, workload_key,
+    PortRow, PortsRow, ServedRow, WorkloadRow, encode, governing_key, ports_key, service_key, workload_key,
 };
-use crate::state::{Changed, Fold};
+use crate::owners::held;
+use crate::state::Fold;
 use crate::store::{Change as Write, Entry, Range, Transaction};
 
 type Services = BTreeMap<String, Option<v1::Service>>;
 type Policies = BTreeMap<String, Vec<v1::Resource>>;
+type Addresses = BTreeMap<SocketAddr, Option<Owner>>;
 
 /// What a sidecar does with updates.
 #[derive(Default)]
@@ -26,6 +28,8 @@ struct Sidecar {
     held: Services,
     /// Those that are not empty.
     policies: Policies,
+    owners: Addresses,
+    asked: BTreeSet<SocketAddr>,
     cursor: Vec<u8>,
     subscribed: BTreeSet<ServiceName>,
     serves: Vec<ServiceName>,
@@ -39,6 +43,10 @@ impl Sidecar {
                 Kind::Service(service) => _ = self.held.insert(service.name.clone(), Some(service)),
                 Kind::Unknown(name) => _ = self.held.insert(name, None),
                 Kind::Mesh(_) => {}
+                Kind::Address(told) => {
+                    let (address, owner) = held(&told).unwrap();
+                    assert_ne!(self.owners.insert(address, owner.clone()), Some(owner), "nothing new");
+                }
                 Kind::Policies(set) => {
                     if set.resources.is_empty() {
                         self.policies.remove(&set.service);
@@ -91,6 +99,8 @@ impl Stream {
         hub.subscribe(id, held, resumed.is_none());
         hub.serve(id, sidecar.serves.iter().cloned());
         hub.subscribe(id, sidecar.subscribed.iter().cloned(), false);
+        view.resume_owners(sidecar.owners.clone());
+        hub.ask(id, sidecar.asked.iter().copied());
         Self { id, view, nonce: 1, wire: VecDeque::new() }
     }
 
@@ -136,8 +146,13 @@ impl World {
         let mut changes = Vec::new();
         for _ in 0..self.rng.usize(1..4) {
             let name = service(self.rng.usize(..5));
-            match self.rng.u8(..14) {
-                10.. => {
+            match self.rng.u8(..16) {
+                14.. => {
+                    let (key, spec) = (service_key(&name), self.applied(&name));
+                    let value = self.rng.bool().then(|| spec.to_json().into());
+                    self.set(&mut changes, key, value);
+                }
+                10..14 => {
                     let resource = self.governing(&name);
                     let key = governing_key(resource.kind(), resource.namespace(), resource.name());
                     let value = self.rng.bool().then(|| resource.to_json().into());
@@ -193,11 +208,23 @@ impl World {
         parse_yaml(text.as_ref(), &yaml).unwrap().remove(0)
     }
 
+    /// A service with some of the addresses there are, whoever else has them.
+    fn applied(&mut self, name: &ServiceName) -> Resource {
+        let ports = (1..=self.rng.u16(1..4)).map(|port| ServicePort {
+            name: None,
+            port,
+            protocol: Default::default(),
+        });
+        let ports = ports.collect();
+        let addresses = (0..self.rng.u8(..3)).map(|n| [10, 0, 9, n].into()).collect();
+        Resource::Service { name: name.clone(), spec: ServiceSpec { ports, addresses } }
+    }
+
     fn workload(&mut self, id: &str, name: &ServiceName) -> WorkloadRow {
         let served = |rng: &mut Rng, number| ServedRow {
             service: name.to_string(),
             port: port(number),
-            target_port: 80,
+            target_port: rng.u16(80..82),
             healthy: rng.bool(),
         };
         let ports = (1..=self.rng.u16(1..3)).map(|number| served(&mut self.rng, number)).collect();
@@ -229,6 +256,34 @@ fn hub(fold: &Fold) -> Hub {
 fn truth(state: &State, sidecar: &Sidecar) -> Services {
     let one = |name: &ServiceName| (name.to_string(), state.services.get(name).map(|s| s.to_service(name)));
     sidecar.subscribed.iter().map(one).collect()
+}
+
+/// One of the addresses that services and workloads have, or of others.
+fn address(rng: &mut Rng) -> SocketAddr {
+    match rng.bool() {
+        true => ([10, 0, 9, rng.u8(..4)], rng.u16(1..5)).into(),
+        false => ([127, 0, 0, rng.u8(1..5)], rng.u16(80..83)).into(),
+    }
+}
+
+/// Who may be the owner of an address, worked out anew from the services.
+fn claimants(state: &State, address: SocketAddr) -> Vec<Owner> {
+    let mut found = Vec::new();
+    for (name, service) in &state.services {
+        let owner = |port: u16, workload| Owner { service: name.clone(), port, workload };
+        let numbers = service.ports.iter().map(|port| port.number);
+        if service.addresses.contains(&address.ip())
+            && numbers.clone().any(|n| n == u32::from(address.port()))
+        {
+            found.push(owner(address.port(), None));
+        }
+        let endpoints = service.endpoints.iter().filter(|(_, e)| e.application == address);
+        found.extend(endpoints.map(|((workload, port), _)| owner(*port, Some(workload.clone()))));
+    }
+    if found.iter().any(|owner| owner.workload.is_none()) {
+        found.retain(|owner| owner.workload.is_none());
+    }
+    found
 }
 
 /// What governs the services a sidecar calls or serves, worked out anew from the rows.
@@ -297,7 +352,25 @@ fn round(seed: u64) {
     }
     let mut stream = Stream::open(&hub, &mut sidecar);
     for _ in 0..world.rng.usize(20..200) {
-        match world.rng.u8(..20) {
+        match world.rng.u8(..23) {
+            20 | 21 => {
+                let address = address(&mut world.rng);
+                sidecar.asked.insert(address);
+                hub.ask(stream.id, [address]);
+            }
+            22 => {
+                let address = address(&mut world.rng);
+                hub.forget(stream.id, &[address]);
+                stream.view.forget_owners(&[address]);
+                sidecar.asked.remove(&address);
+                sidecar.owners.remove(&address);
+                for update in &mut stream.wire {
+                    update.changes.retain(|change| match &change.change {
+                        Some(Kind::Address(told)) => told.address != address.to_string(),
+                        _ => true,
+                    });
+                }
+            }
             0..=5 => world.step(),
             6..=8 => {
                 let changed = fold.apply(&world.history[published..]);
@@ -359,11 +432,24 @@ fn round(seed: u64) {
     }
     assert_eq!(sidecar.held, truth(fold.state(), &sidecar), "seed {seed}");
     assert_eq!(sidecar.policies, governing_truth(&world, &sidecar), "seed {seed}");
+    let owners = |state: &State| -> Addresses {
+        sidecar.asked.iter().map(|address| (*address, state.owners.of(*address))).collect()
+    };
+    assert_eq!(sidecar.owners, owners(fold.state()), "seed {seed}");
     assert_eq!(hub.in_flight(stream.id), 0, "seed {seed}");
     // Folding step by step and reading everything at once agree.
     let mut fresh = Fold::new("store");
     fresh.reset(&Range { revision: world.revision, entries: world.entries.values().cloned().collect() });
     assert_eq!(truth(fresh.state(), &sidecar), truth(fold.state(), &sidecar), "seed {seed}");
+    for (ip, port) in (0..4).flat_map(|n| (1..5).chain(80..83).map(move |port| (n, port))) {
+        for address in [([10, 0, 9, ip], port).into(), ([127, 0, 0, ip], port).into()] {
+            let claimants = claimants(fold.state(), address);
+            match fold.state().owners.of(address) {
+                None => assert_eq!(claimants, [], "{address}, seed {seed}"),
+                Some(owner) => assert!(claimants.contains(&owner), "{address}: {owner:?}, seed {seed}"),
+            }
+        }
+    }
 }
 
 fn about(change: &v1::Change) -> Option<&str> {
@@ -372,7 +458,7 @@ fn about(change: &v1::Change) -> Option<&str> {
         Kind::Delta(delta) => Some(&delta.name),
         Kind::Unknown(name) => Some(name),
         Kind::Policies(set) => Some(&set.service),
-        Kind::Mesh(_) => None,
+        Kind::Mesh(_) | Kind::Address(_) => None,
     }
 }
 
@@ -452,7 +538,7 @@ fn a_refused_service_is_sent_whole_the_next_time() {
 
 #[tokio::test]
 async fn a_wait_ends_when_every_subscriber_has_it_or_is_gone() {
-    let (hub, fold) = two_services();
+    let (hub, _fold) = two_services();
     let mut sidecar = Sidecar::default();
     sidecar.subscribed.insert(service(0));
     let mut streams: Vec<_> = (0..3).map(|_| Stream::open(&hub, &mut sidecar)).collect();
@@ -468,11 +554,6 @@ async fn a_wait_ends_when_every_subscriber_has_it_or_is_gone() {
     let long = std::time::Duration::from_secs(30);
     let reach = hub.reached(1, &[service(0)], long).await;
     assert_eq!((reach.subscribers, reach.acknowledged), (1, 1));
-    drop(fold);
-    assert_eq!(
-        Changed::default(),
-        Changed { services: BTreeSet::new(), policies: BTreeSet::new(), mesh: false }
-    );
 }
 
 #[test]

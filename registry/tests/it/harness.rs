@@ -267,6 +267,8 @@ impl Sidecar {
             cursor: Vec::new(),
             sampling: None,
             defaults: String::new(),
+            modes: None,
+            owners: BTreeMap::new(),
         })
     }
 }
@@ -294,6 +296,9 @@ pub(crate) struct Watcher {
     pub(crate) cursor: Vec<u8>,
     pub(crate) sampling: Option<f64>,
     pub(crate) defaults: String,
+    pub(crate) modes: Option<(v1::MtlsMode, v1::EgressMode)>,
+    /// Whose addresses are: `service port workload`, or nothing.
+    pub(crate) owners: BTreeMap<String, String>,
 }
 
 impl Watcher {
@@ -303,7 +308,23 @@ impl Watcher {
 
     pub(crate) async fn subscribe(&self, add: &[&str], remove: &[&str]) {
         let own = |names: &[&str]| names.iter().map(|s| (*s).to_owned()).collect();
-        self.ask(Asked::Subscribe(v1::Subscribe { add: own(add), remove: own(remove) })).await;
+        let (add, remove) = (own(add), own(remove));
+        self.ask(Asked::Subscribe(v1::Subscribe { add, remove, ..Default::default() })).await;
+    }
+
+    /// Asks whose addresses are, and no longer about others.
+    pub(crate) async fn ask_about(&self, add: &[&str], remove: &[&str]) {
+        let own = |texts: &[&str]| texts.iter().map(|s| (*s).to_owned()).collect();
+        let (add_addresses, remove_addresses) = (own(add), own(remove));
+        let asked = v1::Subscribe { add_addresses, remove_addresses, ..Default::default() };
+        self.ask(Asked::Subscribe(asked)).await;
+    }
+
+    /// Applies updates until an address is whose it should be.
+    pub(crate) async fn owned_by(&mut self, address: &str, owner: &str) {
+        while self.owners.get(address).map(String::as_str) != Some(owner) {
+            self.update().await;
+        }
     }
 
     pub(crate) async fn ack(&self, nonce: u64) {
@@ -332,7 +353,15 @@ impl Watcher {
                 Kind::Unknown(name) => _ = self.held.insert(name, None),
                 Kind::Mesh(mesh) => {
                     self.sampling = Some(mesh.trace_sampling_ratio);
+                    self.modes = Some((mesh.mtls_mode(), mesh.egress_mode()));
                     self.defaults = mesh.traffic_defaults;
+                }
+                Kind::Address(told) => {
+                    let owner = match told.service.as_str() {
+                        "" => String::new(),
+                        service => format!("{service} {} {}", told.port, told.workload),
+                    };
+                    self.owners.insert(told.address, owner);
                 }
                 Kind::Policies(set) => _ = self.policies.insert(set.service, set.resources),
                 Kind::Delta(delta) => {

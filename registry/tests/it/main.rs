@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // clippy knows tests by their attribute, not the harness they share.
 
+mod addresses;
 mod admin;
 mod crowd;
 mod harness;

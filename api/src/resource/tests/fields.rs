@@ -47,8 +47,8 @@ fn kind(name: &str) -> &'static Kind {
 
 #[test]
 fn the_table_has_every_field_there_is_and_no_other() {
-    let mesh = "apiVersion: outrigger.dev/v1alpha1\nkind: MeshConfig\nmetadata: {name: default}\nspec: {tracing: {samplingRatio: 0.5}, defaults: {retries: {attempts: 1}}}\n";
-    let service = SERVICE.to_owned();
+    let mesh = "apiVersion: outrigger.dev/v1alpha1\nkind: MeshConfig\nmetadata: {name: default}\nspec: {tracing: {samplingRatio: 0.5}, defaults: {retries: {attempts: 1}}, mtls: {mode: permissive}, egress: {mode: deny}}\n";
+    let service = format!("{SERVICE}  addresses: [10.0.9.1]\n");
     let mut documents = vec![mesh.to_owned(), service];
     documents.extend(policy::WHOLE.iter().map(|spec| resource("TrafficPolicy", spec)));
     documents.extend(authorization::WHOLE.iter().map(|spec| resource("AuthorizationPolicy", spec)));

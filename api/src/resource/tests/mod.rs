@@ -8,6 +8,7 @@ mod authorization;
 mod documents;
 mod effective;
 mod fields;
+mod mesh;
 mod policy;
 mod route;
 

@@ -16,6 +16,8 @@ enum Key {
     Mesh,
     Policies(String),
     Service(String),
+    /// By the address.
+    Address(String),
 }
 
 impl Key {
@@ -26,12 +28,13 @@ impl Key {
             Kind::Service(service) => Self::Service(service.name.clone()),
             Kind::Delta(delta) => Self::Service(delta.name.clone()),
             Kind::Unknown(name) => Self::Service(name.clone()),
+            Kind::Address(told) => Self::Address(told.address.clone()),
         }
     }
 
     fn service(&self) -> Option<&str> {
         match self {
-            Self::Mesh => None,
+            Self::Mesh | Self::Address(_) => None,
             Self::Policies(name) | Self::Service(name) => Some(name),
         }
     }
