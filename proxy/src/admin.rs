@@ -1,6 +1,7 @@
 //! The operator's port: health, metrics, configuration and state, on the control thread.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,7 @@ use tokio::sync::mpsc;
 
 use crate::balance::{self, Candidate};
 use crate::control::health::Health;
+use crate::control::owners::{self, Owner};
 use crate::control::status::Status;
 use crate::shared::Shared;
 
@@ -54,7 +56,7 @@ impl Admin {
             tasks.spawn("admin connection", async move {
                 let service = service_fn(|request| {
                     let admin = admin.clone();
-                    async move { Ok::<_, Infallible>(admin.answer(&request)) }
+                    async move { Ok::<_, Infallible>(admin.answer(&request).await) }
                 });
                 let serving = http1::Builder::new()
                     .timer(TokioTimer::new())
@@ -66,16 +68,15 @@ impl Admin {
         }
     }
 
-    fn answer(&self, request: &Request<Incoming>) -> Answer {
+    async fn answer(&self, request: &Request<Incoming>) -> Answer {
         let allowed = match request.uri().path() {
             "/drain" => Method::POST,
-            "/live" | "/ready" | "/metrics" | "/config" | "/endpoints" | "/policies" | "/services" => {
-                Method::GET
-            }
+            "/live" | "/ready" | "/metrics" | "/config" | "/endpoints" | "/policies" | "/services"
+            | "/addresses" => Method::GET,
             _ => {
                 return text(
                     StatusCode::NOT_FOUND,
-                    "not here; try /live /ready /metrics /config /endpoints /policies /services, or POST /drain\n",
+                    "not here; try /live /ready /metrics /config /endpoints /policies /services /addresses, or POST /drain\n",
                 );
             }
         };
@@ -95,6 +96,10 @@ impl Admin {
             "/endpoints" => as_json(&endpoints(&self.shared)),
             "/services" => as_json(&services(&self.shared, &self.health)),
             "/policies" => as_json(&policies(&self.shared)),
+            "/addresses" => match request.uri().query() {
+                None => as_json(&addresses(&self.shared)),
+                Some(query) => self.owner(query).await,
+            },
             _ => {
                 // A second request finds the queue full: the drain is under way.
                 let _under_way = self.drain.try_send(());
@@ -114,6 +119,17 @@ impl Admin {
         text(StatusCode::SERVICE_UNAVAILABLE, &format!("not ready: {}\n", missing.join("; ")))
     }
 
+    /// Whose one address is, as a connection to it would find out.
+    async fn owner(&self, query: &str) -> Answer {
+        let address = query.strip_prefix("of=").map(|text| text.replace("%3A", ":").replace("%3a", ":"));
+        let Some(address) = address.and_then(|text| text.parse().ok()) else {
+            return text(StatusCode::BAD_REQUEST, "use /addresses?of=10.0.9.1:80 or of=[fd00::9]:80\n");
+        };
+        let limit = self.shared.config.timeouts.discovery;
+        let owner = self.shared.directory.owner(address, limit).await;
+        as_json(&owned(owners::canonical(address), &owner))
+    }
+
     fn metrics(&self) -> Answer {
         let (metrics, now) = (&self.shared.metrics, Instant::now());
         metrics.snapshot_age.set(self.status.snapshot_age(now).as_secs_f64());
@@ -123,6 +139,8 @@ impl Admin {
             .flat_map(|service| service.ports())
             .map(|(_, port)| port.endpoints.ejected(now))
             .sum::<usize>();
+        let known = self.shared.directory.owners.held().len();
+        metrics.addresses_known.set(i64::try_from(known).unwrap_or(i64::MAX));
         metrics.breaker_open.set(i64::try_from(ejected).unwrap_or(i64::MAX));
         let mut answer = text(StatusCode::OK, &metrics.text());
         answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(prometheus::TEXT_FORMAT));
@@ -287,4 +305,26 @@ fn policies(shared: &Shared) -> Value {
         })
         .collect();
     json!({"version": snapshot.version, "revision": snapshot.revision, "services": services})
+}
+
+/// Every address whose owner is known, and what the mesh says of plaintext and of leaving it.
+fn addresses(shared: &Shared) -> Value {
+    let snapshot = shared.directory.load_full();
+    let held = shared.directory.owners.held();
+    let known: Vec<_> = held.iter().map(|(address, owner)| owned(*address, owner)).collect();
+    json!({"mtls": {"mode": snapshot.mtls}, "egress": {"mode": snapshot.egress}, "addresses": known})
+}
+
+fn owned(address: SocketAddr, owner: &Owner) -> Value {
+    let address = address.to_string();
+    match owner {
+        Owner::Service { name, port } => {
+            json!({"address": address, "owner": "service", "service": name.as_str(), "port": port})
+        }
+        Owner::Endpoint { name, port, workload } => json!({
+            "address": address, "owner": "endpoint", "service": name.as_str(), "port": port,
+            "workload": workload,
+        }),
+        Owner::Outside => json!({"address": address, "owner": "outside"}),
+    }
 }

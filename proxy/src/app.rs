@@ -30,6 +30,7 @@ use crate::control::disk::{DiskError, Found, SavedSnapshot, StateDir};
 use crate::control::first::{self, First};
 use crate::control::health::{self, Health};
 use crate::control::link::Link;
+use crate::control::owners::Owners;
 use crate::control::register::Registrar;
 use crate::control::status::Status;
 use crate::control::watch::Watch;
@@ -123,7 +124,7 @@ impl Proxy {
             tracing::warn!("ignored: {ignored}");
         }
         let (sink, spans) = spans::queue(&telemetry, metrics.clone());
-        let (directory, wanted) = Directory::new();
+        let (directory, wanted) = Directory::new(Owners::new(own, metrics.clone()));
         let drains = Drains::default();
         let tasks = Tasks::on(data.handle().clone());
         let tls = Arc::new(ArcSwapOption::empty());

@@ -94,6 +94,12 @@ impl OwnAddresses {
         })
     }
 
+    /// Whether `target` is exactly one of these, as written: one that listens on all addresses of this
+    /// machine says nothing about those of others.
+    pub fn is(&self, target: SocketAddr) -> bool {
+        [self.outbound, self.mesh, self.admin].contains(&target)
+    }
+
     /// Whether an address of this machine with `port` is one of the sidecar's own.
     pub fn has_port(&self, port: u16) -> bool {
         [self.outbound, self.mesh, self.admin].iter().any(|own| own.port() == port)

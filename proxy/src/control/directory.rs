@@ -1,5 +1,6 @@
 //! Where the request path reads snapshots, and asks for services it does not know yet.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use arc_swap::{ArcSwap, Guard};
 use outrigger_common::name::ServiceName;
 use tokio::sync::{mpsc, watch};
 
+use super::owners::{Owner, Owners};
 use super::snapshot::{Entry, Service, Snapshot};
 use crate::error::ProxyError;
 
@@ -16,14 +18,16 @@ pub struct Directory {
     snapshot: ArcSwap<Snapshot>,
     version: watch::Sender<u64>,
     wanted: mpsc::Sender<ServiceName>,
+    /// Whose addresses are.
+    pub owners: Owners,
 }
 
 impl Directory {
     /// An empty directory; the receiver yields the services the request path asks for.
-    pub fn new() -> (Self, mpsc::Receiver<ServiceName>) {
+    pub fn new(owners: Owners) -> (Self, mpsc::Receiver<ServiceName>) {
         // A burst of first requests; more wait for their turn within the discovery timeout.
         let (wanted, requests) = mpsc::channel(256);
-        let directory = Self { snapshot: ArcSwap::default(), version: watch::Sender::new(0), wanted };
+        let directory = Self { snapshot: ArcSwap::default(), version: watch::Sender::new(0), wanted, owners };
         (directory, requests)
     }
 
@@ -63,6 +67,16 @@ impl Directory {
                 Err(_) => Err(ProxyError::DiscoveryUnavailable(name.to_string())),
             },
         }
+    }
+
+    /// Whose an address is: where a connection goes that says nothing else. What the registry told
+    /// before is answered at once; otherwise it is asked, and waited for at most `limit`. While it
+    /// cannot be asked, or when it does not answer in time, the address counts as outside the mesh, for
+    /// this time only.
+    ///
+    /// Cancel safety: safe; the question stays.
+    pub async fn owner(&self, address: SocketAddr, limit: Duration) -> Owner {
+        self.owners.owner(address, limit).await
     }
 
     async fn ask(&self, name: &ServiceName) -> Entry {

@@ -10,6 +10,7 @@ pub mod disk;
 pub mod first;
 pub mod health;
 pub mod link;
+pub mod owners;
 pub mod register;
 pub mod snapshot;
 pub mod state;

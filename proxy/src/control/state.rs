@@ -15,6 +15,8 @@ use outrigger_api::v1;
 use outrigger_common::identity::SpiffeId;
 use outrigger_common::name::ServiceName;
 
+use super::owners::{self, Owner};
+
 /// Everything known; the name of each service asked about is a key.
 #[derive(Debug, Default)]
 pub struct State {
@@ -111,6 +113,8 @@ pub struct Applied {
     pub changed: BTreeSet<String>,
     /// Resources left as they were.
     pub refused: Vec<Refused>,
+    /// Whose addresses are.
+    pub owners: Vec<(SocketAddr, Owner)>,
 }
 
 impl State {
@@ -247,7 +251,7 @@ impl State {
                 }
             }
             Some(Change::Policies(policies)) => self.apply_policies(policies, applied),
-            Some(Change::Address(_)) => return Err("this sidecar did not ask about it".to_owned()),
+            Some(Change::Address(told)) => applied.owners.push(owners::facts(&told)?),
             None => return Err("a kind of change this sidecar does not know; upgrade it".to_owned()),
         }
         Ok(())

@@ -3,9 +3,11 @@
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use outrigger_api::FEATURE_ADDRESSES;
 use outrigger_api::v1::change::Change;
 use outrigger_api::v1::discovery_client::DiscoveryClient;
 use outrigger_api::v1::{self, watch_request, watch_response};
@@ -21,6 +23,7 @@ use super::disk::SavedSnapshot;
 use super::disk::file::Head;
 use super::disk::keeper::Keeper;
 use super::link::Link;
+use super::owners::{self, Owners};
 use super::state::State;
 use super::status::Status;
 use crate::shared::Shared;
@@ -138,6 +141,7 @@ impl Watch {
             self.govern(name);
         }
         self.publish(applied.changed.iter().map(String::as_str));
+        self.owners().restore(applied.owners.iter().cloned());
         // Another release may have dropped what this one needs, and policies of other services were
         // asked for then: the registry tells all of it again.
         if old.software == head.software && old.serves == head.serves && applied.refused.is_empty() {
@@ -152,6 +156,7 @@ impl Watch {
         }
         tracing::info!(
             services = applied.changed.len(),
+            addresses = applied.owners.len(),
             revision = old.revision,
             ?age,
             "state on disk in force"
@@ -169,6 +174,7 @@ impl Watch {
             let (reason, why) = self.explain(&lost);
             let was_connected = self.status.is_connected();
             self.status.disconnected(Instant::now(), why.clone());
+            self.no_owners();
             self.shared.metrics.registry_connected.set(0);
             self.shared.metrics.foreign(reason, &FOREIGN);
             let repeated = said
@@ -227,6 +233,11 @@ impl Watch {
                         send(&requests, watch_request::Message::Subscribe(change)).await;
                     }
                 }
+                () = self.shared.directory.owners.news() => {
+                    if let Some(change) = self.ask_owners() {
+                        send(&requests, watch_request::Message::Subscribe(change)).await;
+                    }
+                }
             }
         }
     }
@@ -272,7 +283,7 @@ impl Watch {
             cursor: self.cursor.clone(),
             services: self.state.held().map(str::to_owned).collect(),
             serves: self.serves.clone(),
-            addresses: Vec::new(),
+            addresses: self.owners().held().iter().map(|(at, owner)| owners::message(*at, owner)).collect(),
         }
     }
 
@@ -297,6 +308,12 @@ impl Watch {
                 self.shared.metrics.foreign(None, &FOREIGN);
                 tracing::info!(store = welcome.store_id, resumed = welcome.resumed, "watching the registry");
                 self.status.connected();
+                if welcome.features.iter().any(|feature| feature == FEATURE_ADDRESSES) {
+                    self.owners().opened();
+                } else {
+                    tracing::warn!("the registry does not tell whose an address is; upgrade it");
+                    self.no_owners();
+                }
                 self.shared.metrics.registry_connected.set(1);
                 self.ready_when_answered();
             }
@@ -320,7 +337,8 @@ impl Watch {
         let copy = self.keeper.as_ref().map(|_| update.clone());
         let applied = self.state.apply(update);
         if let (Some(keeper), Some(update)) = (&self.keeper, copy) {
-            let wanted = |name: &str| self.subscribed.contains(name) || self.serves(name);
+            let asked = |name: &str| name.parse().is_ok_and(|address| self.owners().wants(address));
+            let wanted = |name: &str| self.subscribed.contains(name) || self.serves(name) || asked(name);
             keeper.told(update, &applied.refused, wanted);
         }
         for name in &applied.changed {
@@ -339,6 +357,7 @@ impl Watch {
             }
         }
         self.publish(applied.changed.iter().map(String::as_str));
+        self.owners().told(applied.owners);
         applied.refused.into_iter().map(|refused| (refused.resource, refused.reason)).collect()
     }
 
@@ -349,6 +368,31 @@ impl Watch {
         let snapshot = self.shared.directory.load().next(&self.state, self.revision, changed, &compiler);
         metrics.snapshot_version.set(i64::try_from(self.revision).unwrap_or(i64::MAX));
         self.shared.directory.store(snapshot);
+    }
+
+    fn owners(&self) -> &Owners {
+        &self.shared.directory.owners
+    }
+
+    /// The registry answers no questions about addresses for now.
+    fn no_owners(&self) {
+        self.forget_addresses(&self.owners().closed());
+    }
+
+    fn forget_addresses(&self, addresses: &[SocketAddr]) {
+        if let Some(keeper) = self.keeper.as_ref().filter(|_| !addresses.is_empty()) {
+            keeper.forget_addresses(addresses);
+        }
+    }
+
+    /// What the registry is to be asked about addresses, if anything.
+    fn ask_owners(&self) -> Option<v1::Subscribe> {
+        let questions = self.owners().questions();
+        self.forget_addresses(&questions.remove);
+        let texts = |addresses: &[SocketAddr]| addresses.iter().map(ToString::to_string).collect();
+        let (add_addresses, remove_addresses) = (texts(&questions.add), texts(&questions.remove));
+        let change = v1::Subscribe { add_addresses, remove_addresses, ..Default::default() };
+        (change != v1::Subscribe::default()).then_some(change)
     }
 
     /// Whether the application behind this sidecar serves it.

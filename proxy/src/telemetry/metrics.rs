@@ -14,6 +14,7 @@ use prometheus::{
 };
 
 use super::edge::Edge;
+use crate::control::owners::Lookup;
 use crate::reason::Reason;
 
 /// Upper bounds in seconds, seven a decade from 100 us to 60 s: neighbouring bounds differ by at
@@ -195,6 +196,10 @@ pub struct Metrics {
     application_healthy: IntGaugeVec,
     /// Seconds by which the wall clock is ahead of the registry's.
     pub clock_offset: Gauge,
+    /// Addresses whose owner is known; set at each scrape.
+    pub addresses_known: IntGauge,
+    /// Connections whose owner was looked up by address.
+    pub address_lookups: IntCounterVec,
     /// Spans handed to the collector.
     pub spans_exported: IntCounter,
     spans_dropped: IntCounterVec,
@@ -391,6 +396,15 @@ impl Metrics {
                 "mesh_clock_offset_seconds",
                 "How far this machine's clock is ahead of the registry's.",
             ),
+            addresses_known: int_gauge(
+                "mesh_addresses_known",
+                "Addresses whose owner the registry told, nobody's among them.",
+            ),
+            address_lookups: counters(
+                "mesh_address_lookups_total",
+                "Looks for the owner of an address: known, asked, unanswered, away or unasked.",
+                &["result"],
+            ),
             spans_exported: register(
                 &registry,
                 IntCounter::new("mesh_spans_exported_total", "Spans a collector accepted."),
@@ -412,6 +426,11 @@ impl Metrics {
             activity: Activity::default(),
             registry,
         }
+    }
+
+    /// Counts a look for the owner of an address.
+    pub fn address_lookup(&self, result: Lookup) {
+        self.address_lookups.with_label_values(&[result.as_str()]).inc();
     }
 
     /// The handles of one edge and route; made at first use.

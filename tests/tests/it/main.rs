@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // clippy knows tests by their attribute, not what they share.
 
+mod addresses;
 mod authorization;
 mod backup;
 mod balancing;

@@ -3,6 +3,7 @@
 //! A change is written at once, the changes of the next second together. While nothing changes, the
 //! snapshot's file is marked as confirmed every few seconds, as long as the registry is there.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
@@ -88,7 +89,7 @@ impl Keeper {
         memory.mirror.fold(changes, refused, |_| true);
     }
 
-    /// Folds in what was not `refused` of an update's changes to what is `wanted`, by service.
+    /// Folds in what was not `refused` of an update's changes to what is `wanted`, by service or address.
     pub fn told(&self, update: v1::Update, refused: &[Refused], wanted: impl Fn(&str) -> bool) {
         let mut memory = self.memory();
         memory.mirror.fold(update.changes, refused, wanted);
@@ -102,6 +103,16 @@ impl Keeper {
     pub fn forget(&self, name: &str, served: bool) {
         let mut memory = self.memory();
         memory.mirror.forget(name, served);
+        memory.stale = true;
+        self.changed.notify_one();
+    }
+
+    /// Forgets addresses nobody asks for any more.
+    pub fn forget_addresses(&self, addresses: &[SocketAddr]) {
+        let mut memory = self.memory();
+        for address in addresses {
+            memory.mirror.forget_address(&address.to_string());
+        }
         memory.stale = true;
         self.changed.notify_one();
     }

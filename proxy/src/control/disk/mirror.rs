@@ -32,10 +32,11 @@ impl Key {
         }
     }
 
-    fn service(&self) -> Option<&str> {
+    /// The service or address it is about.
+    fn name(&self) -> Option<&str> {
         match self {
-            Self::Mesh | Self::Address(_) => None,
-            Self::Policies(name) | Self::Service(name) => Some(name),
+            Self::Mesh => None,
+            Self::Policies(name) | Self::Service(name) | Self::Address(name) => Some(name),
         }
     }
 }
@@ -49,14 +50,14 @@ pub struct Mirror {
 }
 
 impl Mirror {
-    /// Folds in what was not `refused` of what is `wanted`, by the name of its service.
+    /// Folds in what was not `refused` of what is `wanted`, by the name of its service or by its address.
     pub fn fold(&mut self, changes: Vec<v1::Change>, refused: &[Refused], wanted: impl Fn(&str) -> bool) {
         let refused: HashSet<&str> = refused.iter().map(|refused| refused.resource.as_str()).collect();
         for change in changes {
             let resource = describe(&change);
             let Some(kind) = &change.change else { continue };
             let key = Key::of(kind);
-            if key.service().is_some_and(|name| !wanted(name)) {
+            if key.name().is_some_and(|name| !wanted(name)) {
                 self.drop_key(&key);
             } else if refused.contains(resource.as_str()) {
                 self.behind.insert(key);
@@ -119,6 +120,11 @@ impl Mirror {
         if !served {
             self.drop_key(&Key::Policies(name.to_owned()));
         }
+    }
+
+    /// Forgets an address nobody asks for any more.
+    pub fn forget_address(&mut self, address: &str) {
+        self.drop_key(&Key::Address(address.to_owned()));
     }
 
     /// Everything, settings and policies first.
@@ -253,6 +259,22 @@ mod tests {
         assert!(!mirror.is_whole());
         mirror.fold(policies(vec![]), &[], |_| true);
         assert!(mirror.is_whole());
+    }
+
+    #[test]
+    fn owners_of_addresses_are_kept_until_nobody_asks() {
+        let told = |address: &str, service: &str| {
+            let (address, service) = (address.to_owned(), service.to_owned());
+            change(Kind::Address(v1::AddressOwner { address, service, port: 80, ..Default::default() }))
+        };
+        let mut mirror = Mirror::default();
+        let both = vec![told("10.0.9.1:80", "orders.shop"), told("10.0.9.2:80", "")];
+        mirror.fold(both, &[], |_| true);
+        mirror.fold(vec![told("10.0.9.1:80", "items.shop")], &[], |_| true);
+        assert!(mirror.changes().eq([&told("10.0.9.1:80", "items.shop"), &told("10.0.9.2:80", "")]));
+        mirror.forget_address("10.0.9.1:80");
+        mirror.fold(vec![told("10.0.9.2:80", "items.shop")], &[], |name| name != "10.0.9.2:80");
+        assert_eq!((mirror.changes().count(), mirror.is_whole()), (0, true));
     }
 
     #[test]
