@@ -145,6 +145,7 @@ impl Proxy {
             svid: Arc::new(ArcSwapOption::empty()),
             caller: OnceLock::new(),
             served: OnceLock::new(),
+            stalled: Arc::default(),
             metrics,
             spans: sink,
             telemetry,
@@ -248,6 +249,8 @@ async fn serve(
 ) {
     let tasks = shared.tasks.clone();
     let drain = shared.outbound_drain.clone();
+    let stalled = shared.stalled.clone();
+    tasks.spawn("stalled responses", async move { stalled.run().await });
     tasks.spawn(
         "outbound listener",
         listener::accept(shared.clone(), outbound, drain, "outbound connection", outbound::serve),

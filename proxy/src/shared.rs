@@ -14,6 +14,7 @@ use outrigger_common::tasks::Tasks;
 use crate::config::Config;
 use crate::control::directory::Directory;
 use crate::control::snapshot::Snapshot;
+use crate::http::stalled::Stalled;
 use crate::inbound::served::ServedPorts;
 use crate::policy::inherited::Inherited;
 use crate::policy::limit::Bound;
@@ -46,6 +47,8 @@ pub struct Shared {
     pub caller: OnceLock<Caller>,
     /// What the application serves; set with [`Shared::caller`].
     pub served: OnceLock<ServedPorts>,
+    /// Responses on their way, for the sweep that ends those nobody reads.
+    pub stalled: Arc<Stalled>,
     /// Metric families.
     pub metrics: Arc<Metrics>,
     /// Where spans of sampled requests go.

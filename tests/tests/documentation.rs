@@ -236,11 +236,12 @@ fn every_mechanism_of_resilience_has_its_source_and_is_seen_in_what_exists() {
 fn resilience_says_the_constants_of_the_code() {
     use outrigger_proxy::policy::{budget, inherited, rate};
     use outrigger_proxy::pool::{connector::Reuse, drive};
-    use outrigger_proxy::{balance, outbound::mirror};
+    use outrigger_proxy::{balance, http::stalled, outbound::mirror};
 
     let text = read("docs/resilience.md");
     let seconds = |time: std::time::Duration| format!("{} s", time.as_secs_f64());
     for (heading, said) in [
+        ("Timeouts and deadlines", format!("at most twice {} later", seconds(stalled::PERIOD))),
         ("Deadlines through applications", format!("At most {} requests", inherited::CAPACITY)),
         ("Retries", format!("idle for more than {}", seconds(Reuse::FRESH))),
         ("Retry budget", format!("the last {}", seconds(budget::WINDOW))),

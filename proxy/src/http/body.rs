@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use tokio::time::Sleep;
 
 use super::headers;
 use super::replay::RequestBody;
+use super::stalled::{Listed, Stalled, Stillness, Sweep};
 use crate::balance::FailureKind;
 use crate::outbound::watch::Watch;
 use crate::policy::inherited::Remembered;
@@ -33,7 +35,7 @@ pub enum Body {
     /// A client's body on its way up.
     Request(RequestBody),
     /// An upstream's body on its way down.
-    Response(Box<ResponseBody>),
+    Response(ResponseBody),
 }
 
 /// A boxed error: hyper only shows it.
@@ -65,7 +67,7 @@ impl http_body::Body for Body {
             Self::Full(text) => text.is_none(),
             Self::Kept(chunks, trailers) => chunks.is_empty() && trailers.is_none(),
             Self::Request(body) => body.is_end_stream(),
-            Self::Response(body) => body.upstream.is_end_stream(),
+            Self::Response(body) => body.is_end_stream(),
         }
     }
 
@@ -80,7 +82,7 @@ impl http_body::Body for Body {
                 SizeHint::with_exact(bytes.sum())
             }
             Self::Request(body) => body.size_hint(),
-            Self::Response(body) => body.upstream.size_hint(),
+            Self::Response(body) => body.size_hint(),
         }
     }
 }
@@ -155,57 +157,129 @@ pub struct Times {
     pub deadline: Option<Instant>,
 }
 
-/// An upstream's body: counted, timed, and the owner of what ends with it.
+/// What ends with a response.
+#[derive(Debug)]
+pub struct Ending {
+    /// What is known of the request.
+    pub record: RequestRecord,
+    /// What is freed.
+    pub held: Held,
+    /// The connection it comes on.
+    pub lease: Lease,
+}
+
+/// An upstream's body: counted, timed, and the owner of what ends with it, whether it is read or not.
 #[derive(Debug)]
 pub struct ResponseBody {
+    shared: Arc<Passing>,
+    /// Where sweeps find it.
+    _listed: Option<Listed>,
+}
+
+/// What a body shares with the sweep that ends it when nobody reads it.
+#[derive(Debug)]
+struct Passing(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    /// Nothing once a sweep has ended it.
+    live: Option<Live>,
+    times: Times,
+    still: Stillness,
+    /// Kept beyond the end: it wakes whoever waits for the next piece.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+#[derive(Debug)]
+struct Live {
     upstream: Incoming,
     record: RequestRecord,
-    times: Times,
-    timer: Option<Pin<Box<Sleep>>>,
     /// Freed when the body ends.
     held: Option<Held>,
     lease: Option<Lease>,
 }
 
 impl ResponseBody {
-    /// Passes `upstream` on; a body that stands still for too long, or is late, fails.
-    pub fn new(upstream: Incoming, record: RequestRecord, times: Times, held: Held, lease: Lease) -> Self {
-        let mut body = Self { upstream, record, times, timer: None, held: Some(held), lease: Some(lease) };
-        if body.upstream.is_end_stream() {
-            body.end();
+    /// Passes `upstream` on. A body that is late or stands still for too long, because nothing comes or
+    /// because nobody reads it, fails; the latter is found by sweeps of `stalled`.
+    pub fn new(upstream: Incoming, times: Times, ending: Ending, stalled: &Arc<Stalled>) -> Self {
+        let Ending { record, held, lease } = ending;
+        let mut live = Live { upstream, record, held: Some(held), lease: Some(lease) };
+        let ended = live.upstream.is_end_stream();
+        if ended {
+            live.end();
         }
-        body
+        let state = State { live: Some(live), times, still: Stillness::default(), timer: None };
+        let shared = Arc::new(Passing(Mutex::new(state)));
+        let listed = (!ended).then(|| {
+            let weak: Weak<Passing> = Arc::downgrade(&shared);
+            stalled.list(weak)
+        });
+        Self { shared, _listed: listed }
     }
 
+    fn poll(&self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.shared.lock().poll(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.shared.lock().live.as_ref().is_some_and(|live| live.upstream.is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.shared.lock().live.as_ref().map_or_else(SizeHint::default, |live| live.upstream.size_hint())
+    }
+}
+
+impl Passing {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().expect("no holder of this lock panics")
+    }
+}
+
+impl Sweep for Passing {
+    fn sweep(&self, now: Instant) {
+        // Whoever holds it asks for the next piece, or drops the last.
+        let Ok(mut state) = self.0.try_lock() else { return };
+        let times = state.times;
+        let Some(reason) = state.still.look(times, now) else { return };
+        let Some(mut live) = state.live.take() else { return };
+        drop(state);
+        // Also where the last of it has been handed on: it is in a buffer that nobody reads.
+        live.record.broken_off(reason);
+        live.broke(Cut::Time);
+    }
+}
+
+impl State {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match Pin::new(&mut self.upstream).poll_frame(context) {
+        self.still.asked();
+        let Some(live) = &mut self.live else {
+            return Poll::Ready(Some(Err("the response was not read in time".into())));
+        };
+        match Pin::new(&mut live.upstream).poll_frame(context) {
             Poll::Pending => self.poll_timer(context),
             Poll::Ready(Some(Ok(frame))) => {
                 self.timer = None;
-                Poll::Ready(Some(Ok(self.pass(frame))))
+                Poll::Ready(Some(Ok(live.pass(frame))))
             }
             Poll::Ready(Some(Err(error))) => {
-                self.record.explained(Reason::UpstreamReset);
-                self.broke(Cut::Upstream);
+                live.record.explained(Reason::UpstreamReset);
+                live.broke(Cut::Upstream);
                 Poll::Ready(Some(Err(error.into())))
             }
             // hyper takes a stream reset without an error code for the end of the body; a part of a
             // response must never pass for all of it.
-            Poll::Ready(None) if self.is_cut_short() => {
-                self.record.explained(Reason::UpstreamReset);
-                self.broke(Cut::Upstream);
+            Poll::Ready(None) if live.is_cut_short() => {
+                live.record.explained(Reason::UpstreamReset);
+                live.broke(Cut::Upstream);
                 Poll::Ready(Some(Err("the stream was reset before the end of the response".into())))
             }
             Poll::Ready(None) => {
-                self.end();
+                live.end();
                 Poll::Ready(None)
             }
         }
-    }
-
-    /// Whether the end of the upstream's body is not one that the upstream announced.
-    fn is_cut_short(&self) -> bool {
-        matches!(self.lease, Some(Lease::H2(_))) && !self.upstream.is_end_stream()
     }
 
     fn poll_timer(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
@@ -222,9 +296,18 @@ impl ResponseBody {
         } else {
             (Reason::IdleTimeout, format!("the response body did not move for {idle:?}"))
         };
-        self.record.explained(reason);
-        self.broke(Cut::Time);
+        if let Some(live) = &mut self.live {
+            live.record.explained(reason);
+            live.broke(Cut::Time);
+        }
         Poll::Ready(Some(Err(text.into())))
+    }
+}
+
+impl Live {
+    /// Whether the end of the upstream's body is not one that the upstream announced.
+    fn is_cut_short(&self) -> bool {
+        matches!(self.lease, Some(Lease::H2(_))) && !self.upstream.is_end_stream()
     }
 
     fn pass(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {

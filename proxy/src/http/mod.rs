@@ -4,3 +4,4 @@ pub mod body;
 pub mod exec;
 pub mod headers;
 pub mod replay;
+pub mod stalled;

@@ -15,7 +15,7 @@ use super::Peer;
 use super::exchange::{Answered, Handover, Limit, exchange};
 use super::served::{ServedPort, account_name};
 use crate::error::ProxyError;
-use crate::http::body::{Body, Held, ResponseBody, Times};
+use crate::http::body::{Body, Ending, Held, ResponseBody, Times};
 use crate::http::headers;
 use crate::http::replay::Replay;
 use crate::policy::deadline;
@@ -54,7 +54,7 @@ pub async fn handle(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
     let asked = Asked::read(&head.headers, now);
     let arrived = Arrived { head, body, client, asked };
     match carry(shared, peer, port, arrived, &mut record).await {
-        Ok(carried) => respond(carried, record),
+        Ok(carried) => respond(shared, carried, record),
         Err(error) => respond::with_error(&error, record),
     }
 }
@@ -223,7 +223,7 @@ fn prepare(head: &mut Parts, peer: &Peer, record: &RequestRecord, span: u64) -> 
 }
 
 /// Passes the response on with its processing time; the record is finished by its body.
-fn respond(carried: Carried, mut record: RequestRecord) -> Response<Body> {
+fn respond(shared: &Shared, carried: Carried, mut record: RequestRecord) -> Response<Body> {
     let Carried { answered, permit, remembered, times } = carried;
     let Answered { response, lease, processing } = answered;
     let (mut head, upstream) = response.into_parts();
@@ -238,6 +238,6 @@ fn respond(carried: Carried, mut record: RequestRecord) -> Response<Body> {
         HeaderValue::from(u64::try_from(processing.as_micros()).unwrap_or(u64::MAX)),
     );
     let held = Held::Inbound { permit, sample: Sample { latency: processing, dropped: false }, remembered };
-    let body = ResponseBody::new(upstream, record, times, held, lease);
-    Response::from_parts(head, Body::Response(Box::new(body)))
+    let body = ResponseBody::new(upstream, times, Ending { record, held, lease }, &shared.stalled);
+    Response::from_parts(head, Body::Response(body))
 }

@@ -16,7 +16,7 @@ use super::retry::{self, Sent};
 use super::{mirror, terms};
 use crate::control::snapshot::Snapshot;
 use crate::error::ProxyError;
-use crate::http::body::{Body, Held, ResponseBody, Times};
+use crate::http::body::{Body, Ending, Held, ResponseBody, Times};
 use crate::http::headers;
 use crate::http::replay::Replay;
 use crate::policy::limit::BoundPermit;
@@ -55,7 +55,7 @@ pub async fn handle(shared: &Arc<Shared>, from: SocketAddr, request: Request<Inc
     }
     let arrived = Arrived { from, head, body, at, snapshot: &snapshot, rng };
     match forward(shared, &addressed, &decision, arrived, &mut record).await {
-        Ok(answer) => respond(&decision, answer, record),
+        Ok(answer) => respond(shared, &decision, answer, record),
         Err(error) => respond::with_error(&error, record),
     }
 }
@@ -205,7 +205,12 @@ fn prepare(head: &mut Parts, caller: &Caller, record: &RequestRecord) -> Result<
 }
 
 /// Passes the response on; the record is finished by its body.
-fn respond(decision: &Decision<'_>, answer: Answer, mut record: RequestRecord) -> Response<Body> {
+fn respond(
+    shared: &Shared,
+    decision: &Decision<'_>,
+    answer: Answer,
+    mut record: RequestRecord,
+) -> Response<Body> {
     let Sent { response, watch, stream } = answer.sent;
     record.secured(|| watch.endpoint().identity.to_string());
     let (mut head, upstream) = response.into_parts();
@@ -228,6 +233,7 @@ fn respond(decision: &Decision<'_>, answer: Answer, mut record: RequestRecord) -
     }
     let times = Times { idle: decision.policy().stream_idle, deadline: answer.deadline };
     let held = Held::Outbound { watch, permit: answer.permit };
-    let body = ResponseBody::new(upstream, record, times, held, Lease::H2(stream));
-    Response::from_parts(head, Body::Response(Box::new(body)))
+    let ending = Ending { record, held, lease: Lease::H2(stream) };
+    let body = ResponseBody::new(upstream, times, ending, &shared.stalled);
+    Response::from_parts(head, Body::Response(body))
 }

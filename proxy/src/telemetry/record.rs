@@ -175,6 +175,12 @@ impl RequestRecord {
         self.complete = true;
     }
 
+    /// The mesh ended the response before it was read.
+    pub fn broken_off(&mut self, reason: Reason) {
+        self.complete = false;
+        self.reason = Some(reason);
+    }
+
     /// The edge it is counted on.
     pub fn edge(&self) -> &Arc<Edge> {
         &self.edge

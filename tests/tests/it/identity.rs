@@ -18,6 +18,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::shop::{ORDERS, Shop};
@@ -64,7 +65,7 @@ impl ServerCertVerifier for AnyServer {
 }
 
 /// A client that proves `svid`, if there is one, and believes every server.
-fn tls(svid: Option<&Svid>) -> Arc<ClientConfig> {
+fn tls(svid: Option<&Svid>, alpn: &[u8]) -> Arc<ClientConfig> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -75,8 +76,15 @@ fn tls(svid: Option<&Svid>) -> Arc<ClientConfig> {
         None => builder.with_no_client_auth(),
         Some(svid) => builder.with_client_auth_cert(svid.chain.clone(), svid.key.clone_key()).unwrap(),
     };
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![alpn.to_vec()];
     Arc::new(config)
+}
+
+/// A connection of one's own to a sidecar's mesh port.
+pub(crate) async fn connect_tls(to: SocketAddr, sni: &str, svid: &Svid, alpn: &[u8]) -> TlsStream<TcpStream> {
+    let stream = TcpStream::connect(to).await.unwrap();
+    let name = ServerName::try_from(sni.to_owned()).unwrap();
+    soon("a handshake", TlsConnector::from(tls(Some(svid), alpn)).connect(name, stream)).await.unwrap()
 }
 
 /// Sends `bytes` over TLS and reads what comes.
@@ -84,7 +92,7 @@ pub(crate) async fn over_tls(to: SocketAddr, sni: &str, svid: Option<&Svid>, byt
     soon("the peer closes", async {
         let stream = TcpStream::connect(to).await.unwrap();
         let name = ServerName::try_from(sni.to_owned()).unwrap();
-        let Ok(mut stream) = TlsConnector::from(tls(svid)).connect(name, stream).await else {
+        let Ok(mut stream) = TlsConnector::from(tls(svid, b"http/1.1")).connect(name, stream).await else {
             return String::new();
         };
         // The server's verdict comes after the client's half of the handshake.

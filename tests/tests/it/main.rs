@@ -33,5 +33,6 @@ mod repeats;
 mod retries;
 mod routing;
 mod shop;
+mod stalled;
 mod state;
 mod timeouts;
