@@ -8,6 +8,7 @@ use outrigger_common::telemetry::chain;
 use crate::error::{Delivery, ProxyError};
 use crate::http::body::Body;
 use crate::http::headers::{DELIVERED, REASON};
+use crate::policy::rate;
 use crate::telemetry::metrics::Direction;
 use crate::telemetry::record::RequestRecord;
 
@@ -40,8 +41,7 @@ pub fn with_error(error: &ProxyError, mut record: RequestRecord) -> Response<Bod
     let headers = response.headers_mut();
     headers.insert(REASON, HeaderValue::from_static(reason.as_str()));
     if let Some(wait) = error.retry_after() {
-        // Whole seconds, never too few (RFC 9110 section 10.2.3).
-        headers.insert(RETRY_AFTER, HeaderValue::from(wait.as_secs() + u64::from(wait.subsec_nanos() > 0)));
+        headers.insert(RETRY_AFTER, HeaderValue::from(rate::retry_after_seconds(wait)));
     }
     if inbound && error.delivery() == Delivery::Undelivered {
         headers.insert(DELIVERED, HeaderValue::from_static("no"));

@@ -31,7 +31,7 @@ pub struct Served<'a> {
     pub port_name: Option<&'a str>,
 }
 
-/// See the module. Replaced as a whole by a new policy; buckets whose rate stays the same go on.
+/// See the module. Replaced as a whole by a new policy; buckets go on, at the new rate.
 #[derive(Debug)]
 pub struct PortPolicy {
     authorization: Authorization,
@@ -46,8 +46,8 @@ pub struct PortPolicy {
 /// Rate limits of the service, or of one rule.
 #[derive(Debug, Default)]
 struct Rates {
-    all: Option<(policy::Rate, Bucket)>,
-    per_caller: Option<(policy::Rate, CallerRates)>,
+    all: Option<(policy::Rate, Arc<Bucket>)>,
+    per_caller: Option<(policy::Rate, Arc<CallerRates>)>,
 }
 
 impl PortPolicy {
@@ -98,7 +98,9 @@ impl PortPolicy {
             };
             let before = old.table.rules().iter().find(|old| same(old));
             let before = before.and_then(|before| old.by_rule.get(before.index));
-            Rates::of(&of_rule, before.unwrap_or(&Arc::default()), now)
+            // What it shared with the others is theirs.
+            let own = before.filter(|before| !Arc::ptr_eq(before, &old.default));
+            Rates::of(&of_rule, own.unwrap_or(&Arc::default()), now)
         });
         let by_rule = by_rule.collect();
         let idle = spec.timeouts.as_ref().and_then(|timeouts| timeouts.stream_idle);
@@ -158,13 +160,26 @@ impl Rates {
         if before == (all.clone(), per_caller.clone()) {
             return old.clone();
         }
-        Arc::new(Self {
-            all: all.map(|rate| (rate.clone(), Bucket::new(plain(&rate), now))),
-            per_caller: per_caller.map(|said| {
-                let rates = CallerRates::new(plain(&said), rate::CALLERS, now);
-                (said, rates)
-            }),
-        })
+        // A bucket that begins anew is a full one, which every new policy would give away.
+        let all = all.map(|said| match &old.all {
+            Some((kept, bucket)) => {
+                if *kept != said {
+                    bucket.update(plain(&said), now);
+                }
+                (said, bucket.clone())
+            }
+            None => (said.clone(), Arc::new(Bucket::new(plain(&said), now))),
+        });
+        let per_caller = per_caller.map(|said| match &old.per_caller {
+            Some((kept, callers)) => {
+                if *kept != said {
+                    callers.update(plain(&said), now);
+                }
+                (said, callers.clone())
+            }
+            None => (said.clone(), Arc::new(CallerRates::new(plain(&said), rate::CALLERS, now))),
+        });
+        Arc::new(Self { all, per_caller })
     }
 }
 

@@ -50,6 +50,15 @@ impl Cells {
     }
 }
 
+impl Cells {
+    /// When a bucket that was to be full at `full_at`, at one request every `old` nanoseconds, will be.
+    fn converted(self, full_at: u64, old: u64, now: u64) -> u64 {
+        let lacks =
+            u128::from(full_at.saturating_sub(now)) * u128::from(self.interval) / u128::from(old.max(1));
+        now.saturating_add(u64::try_from(lacks).unwrap_or(u64::MAX).min(self.depth))
+    }
+}
+
 /// Nanoseconds since `origin`: enough for 584 years.
 fn nanos(origin: Instant, now: Instant) -> u64 {
     u64::try_from(now.saturating_duration_since(origin).as_nanos()).unwrap_or(u64::MAX)
@@ -93,11 +102,15 @@ impl Bucket {
         taken.map(|_| ()).map_err(|_| refused)
     }
 
-    /// Changes the rate. What was taken stays taken, as the time it took at the old rate.
-    pub fn update(&self, rate: Rate) {
-        let cells = Cells::from(rate);
-        self.interval.store(cells.interval, Ordering::Relaxed);
+    /// Changes the rate at `now`. What was taken stays taken, in requests: a bucket half empty of ten is
+    /// one that lacks five of whatever it holds now, and at most all of it.
+    pub fn update(&self, rate: Rate, now: Instant) {
+        let (cells, now) = (Cells::from(rate), nanos(self.origin, now));
+        let old = self.interval.swap(cells.interval, Ordering::Relaxed);
         self.depth.store(cells.depth, Ordering::Relaxed);
+        let moved = |full_at| Some(cells.converted(full_at, old, now));
+        // Never refused; who takes a token in between has taken it at either rate.
+        let _before = self.full_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, moved);
     }
 }
 
@@ -163,8 +176,13 @@ impl CallerRates {
     }
 
     /// Changes the rate of everybody, as [`Bucket::update`] does.
-    pub fn update(&self, rate: Rate) {
-        self.state.lock().expect("no holder of this lock panics").cells = rate.into();
+    pub fn update(&self, rate: Rate, now: Instant) {
+        let (cells, now) = (Cells::from(rate), nanos(self.origin, now));
+        let mut state = self.state.lock().expect("no holder of this lock panics");
+        let old = std::mem::replace(&mut state.cells, cells).interval;
+        for full_at in state.full_at.values_mut() {
+            *full_at = cells.converted(*full_at, old, now);
+        }
     }
 
     /// Callers remembered.
@@ -249,10 +267,39 @@ mod tests {
         let start = Instant::now();
         let bucket = Bucket::new(Rate { per_second: 1.0, burst: 1 }, start);
         assert!(bucket.take(start).is_ok() && bucket.take(start).is_err());
-        bucket.update(Rate { per_second: 1000.0, burst: 2000 });
+        bucket.update(Rate { per_second: 1000.0, burst: 2000 }, start);
         assert!((0..100).all(|_| bucket.take(start + ms(1)).is_ok()));
         let tiny = Bucket::new(Rate { per_second: 1e-300, burst: u32::MAX }, start);
         assert!(tiny.take(start).is_ok());
+    }
+
+    #[test]
+    fn a_changed_rate_neither_gives_anew_what_was_taken_nor_holds_anybody_to_the_old_one() {
+        let (hour, start) = (Duration::from_secs(3600), Instant::now());
+        let free = |bucket: &Bucket, now| (0..100).filter(|_| bucket.take(now).is_ok()).count();
+        for (before, taken, after, left) in [
+            ((10.0, 10), 10, (10.0, 12), 2),
+            ((10.0, 10), 4, (1000.0, 10), 6),
+            // One an hour taken: not an hour's wait at a thousand a second.
+            ((1.0 / 3600.0, 1), 1, (1000.0, 10), 9),
+            // Empty is empty, and full again in the time the new rate takes.
+            ((1000.0, 100), 100, (1.0, 5), 0),
+            ((10.0, 10), 0, (1.0, 3), 3),
+        ] {
+            let rate = |(per_second, burst)| Rate { per_second, burst };
+            let bucket = Bucket::new(rate(before), start);
+            let callers = CallerRates::new(rate(before), 4, start);
+            let now = start + hour;
+            for _ in 0..taken {
+                assert!(bucket.take(now).is_ok() && callers.take(&caller(1), now).is_ok());
+            }
+            bucket.update(rate(after), now);
+            callers.update(rate(after), now);
+            assert_eq!(free(&bucket, now), left, "{before:?} {after:?}");
+            assert_eq!((0..100).filter(|_| callers.take(&caller(1), now).is_ok()).count(), left);
+            let full = now + Duration::from_secs_f64(f64::from(after.1) / after.0);
+            assert_eq!(free(&bucket, full), after.1 as usize, "{before:?} {after:?}");
+        }
     }
 
     #[test]
@@ -275,7 +322,7 @@ mod tests {
             assert!(rates.take(&caller(number), start).is_ok() && rates.take(&caller(number), start).is_ok());
             assert_eq!(rates.take(&caller(number), start), Err(Duration::from_secs(1)));
         }
-        rates.update(Rate { per_second: 1.0, burst: 3 });
+        rates.update(Rate { per_second: 1.0, burst: 3 }, start);
         assert!(rates.take(&caller(1), start).is_ok() && rates.take(&caller(1), start).is_err());
     }
 

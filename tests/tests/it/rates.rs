@@ -69,10 +69,13 @@ async fn a_service_takes_its_rate_and_refusals_are_not_repeated() {
     assert_eq!(refused[0] + refused[1], 5.0, "each refusal is of a request of its own: {refused:?}");
     assert_eq!(shop.front.metrics().await.sum("mesh_retries_total", &[]), 0.0);
     assert_eq!(shop.apps.iter().map(|app| app.requests()).collect::<Vec<_>>(), [3, 3]);
-    // A policy that leaves the rate alone leaves the bucket alone; one that changes it does not.
+    // A policy that leaves the rate alone leaves the bucket alone; one that changes it fills no bucket
+    // either, and holds nobody to the old rate.
     in_force(&shop, &(limits(RARELY) + &policy("other", &format!("{SERVICE}, timeouts: {{request: 20s}}"))))
         .await;
     assert_eq!(let_in(&shop.front, "/", 2).await, 0);
+    in_force(&shop, &limits("requestsPerSecond: 0.002")).await;
+    assert_eq!(let_in(&shop.front, "/", 4).await, 0);
     in_force(&shop, &limits("requestsPerSecond: 1000")).await;
     assert!(let_in(&shop.front, "/", 2).await > 0);
 }
