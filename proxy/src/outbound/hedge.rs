@@ -18,19 +18,20 @@ pub fn delay(call: &Call<'_>, number: u32) -> Option<Duration> {
 }
 
 /// Runs the first attempt, and after `delay` a second one beside it at another endpoint, if the
-/// budget allows. The first good answer counts; the other attempt is reset.
-pub async fn run(call: &Call<'_>, watch: Watch, delay: Duration, tried: &mut Tried) -> Outcome {
+/// budget allows. The first good answer counts; the other attempt is reset. Returns as well how many
+/// attempts were made.
+pub async fn run(call: &Call<'_>, watch: Watch, delay: Duration, tried: &mut Tried) -> (Outcome, u32) {
     let began = Instant::now();
     let first = attempt::run(call, watch, Body::Empty, 1);
     tokio::pin!(first);
     tokio::select! {
-        outcome = &mut first => return outcome,
+        outcome = &mut first => return (outcome, 1),
         () = tokio::time::sleep(delay) => {}
     }
-    let Some(watch) = call.pick_untried(tried) else { return first.await };
+    let Some(watch) = call.pick_untried(tried) else { return (first.await, 1) };
     if !call.destination.budget.withdraw(Instant::now()) {
         call.edge.hedge("budget_exhausted");
-        return first.await;
+        return (first.await, 1);
     }
     tried.add(watch.endpoint().clone());
     let second = attempt::run(call, watch, Body::Empty, 2);
@@ -52,5 +53,5 @@ pub async fn run(call: &Call<'_>, watch: Watch, delay: Duration, tried: &mut Tri
     }
     let won = second_won && matches!(outcome, Outcome::Done(_));
     call.edge.hedge(if won { "won" } else { "lost" });
-    outcome
+    (outcome, 2)
 }

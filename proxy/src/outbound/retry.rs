@@ -39,7 +39,8 @@ pub async fn send(call: &Call<'_>) -> Result<Sent, ProxyError> {
     call.destination.budget.request(Instant::now());
     let mut tried = Tried::default();
     let mut failed: Option<Wish> = None;
-    for number in 1..=call.policy.attempts {
+    let mut number = 1;
+    while number <= call.policy.attempts {
         if let Some(wish) = &failed {
             match pause(call, wish, number, &tried) {
                 Ok(pause) if pause.is_zero() => {}
@@ -57,8 +58,8 @@ pub async fn send(call: &Call<'_>) -> Result<Sent, ProxyError> {
             call.edge.retry(wish.reason, RetryOutcome::Sent);
         }
         tried.add(watch.endpoint().clone());
-        let outcome = match hedge::delay(call, number) {
-            None => attempt::run(call, watch, body, number).await,
+        let (outcome, made) = match hedge::delay(call, number) {
+            None => (attempt::run(call, watch, body, number).await, 1),
             // Rare, and large.
             Some(delay) => Box::pin(hedge::run(call, watch, delay, &mut tried)).await,
         };
@@ -67,6 +68,7 @@ pub async fn send(call: &Call<'_>) -> Result<Sent, ProxyError> {
             Outcome::Fail(error) => return Err(error),
             Outcome::Again(wish) => failed = Some(wish),
         }
+        number += made;
     }
     failed.map_or_else(|| Err(ProxyError::NoEndpoint(call.service.to_string())), |wish| wish.result)
 }

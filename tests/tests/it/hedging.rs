@@ -1,7 +1,9 @@
 //! Hedging: a slow replica makes no request slow, within the budget, and only where that is safe.
 
+use std::time::Duration;
+
 use http::Method;
-use outrigger_tests::app::App;
+use outrigger_tests::app::{App, ok};
 use outrigger_tests::client::request;
 use outrigger_tests::mesh::{Mesh, Sidecar};
 
@@ -113,4 +115,33 @@ async fn hedges_come_out_of_the_retry_budget_and_can_be_switched_off() {
     }
     assert_eq!(stuck, pair.stuck.requests());
     assert_eq!(pair.front.metrics().await.sum("mesh_hedges_total", &[("outcome", "won")]), 0.0);
+}
+
+#[tokio::test]
+async fn a_pair_that_failed_was_two_attempts() {
+    let mesh = Mesh::start().await;
+    let failing = |name: &'static str| {
+        App::with(name, |_| async {
+            tokio::time::sleep(Duration::from_millis(300)).await; // For the second to go out beside it.
+            let mut response = ok("no");
+            *response.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
+            Ok(response)
+        })
+    };
+    let apps = [failing("one").await, failing("two").await, failing("three").await];
+    let mut replicas = Vec::new();
+    for (n, app) in (1..).zip(&apps) {
+        replicas.push(mesh.replica(&format!("orders-{n}"), "orders", app).await);
+    }
+    let front = mesh.caller("front", &[ORDERS]).await;
+    front.knows_healthy(ORDERS, 3).await;
+    let spec = "hedging: {minDelay: 1ms}
+                retries: {attempts: 2, statuses: [503], backoffBase: 1ms}
+                retryBudget: {minPerSecond: 1000}
+                circuitBreaker: {consecutiveFailures: 1000, successRate: 0}";
+    front.caught_up(mesh.apply(&policy("orders", spec)).await).await;
+    assert_eq!(front.client().get(ORDERS, "/").await.unwrap().status, 503);
+    assert_eq!(apps.iter().map(App::requests).sum::<usize>(), 3, "one and two retries");
+    let lost = front.metrics().await.sum("mesh_hedges_total", &[("outcome", "lost")]);
+    assert_eq!(lost, 1.0, "of them a pair");
 }
