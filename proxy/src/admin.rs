@@ -139,7 +139,7 @@ impl Admin {
             .flat_map(|service| service.ports())
             .map(|(_, port)| port.endpoints.ejected(now))
             .sum::<usize>();
-        let known = self.shared.directory.owners.held().len();
+        let known = self.shared.directory.owners.count();
         metrics.addresses_known.set(i64::try_from(known).unwrap_or(i64::MAX));
         metrics.breaker_open.set(i64::try_from(ejected).unwrap_or(i64::MAX));
         let mut answer = text(StatusCode::OK, &metrics.text());

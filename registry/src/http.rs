@@ -1,6 +1,7 @@
 //! Port 15014: what people, scripts and Prometheus read. Nothing here writes.
 
 use std::future::Future;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::extract::{Path, Query, State as Extract};
@@ -56,6 +57,8 @@ struct ServiceView {
     name: String,
     namespace: String,
     ports: Vec<PortView>,
+    /// Virtual ones.
+    addresses: Vec<IpAddr>,
     endpoints: Vec<EndpointView>,
 }
 
@@ -160,7 +163,8 @@ async fn service(
     for endpoint in service.endpoints.values() {
         endpoints.push(view(&*pages.store, endpoint).await);
     }
-    Json(ServiceView { name, namespace, ports: ports(service), endpoints }).into_response()
+    let (ports, addresses) = (ports(service), service.addresses.clone());
+    Json(ServiceView { name, namespace, ports, addresses, endpoints }).into_response()
 }
 
 async fn view(store: &dyn Store, state: &EndpointState) -> EndpointView {

@@ -68,7 +68,7 @@ pub struct EndpointState {
     pub endpoint: v1::Endpoint,
     /// The application's own address and port, as callers who know nothing of the mesh dial it.
     pub application: SocketAddr,
-    /// Revision at which it became what it is, or later.
+    /// Revision at which it came to have that address, or later. Its health changes nothing of that.
     pub since: u64,
     /// The lease it lives by, if its source has leases.
     pub lease: Option<LeaseId>,
@@ -358,8 +358,14 @@ impl Fold {
                     continue;
                 }
                 let key = (workload.id.clone(), served.port.number);
-                let endpoint = workload.endpoint(served);
+                let mut endpoint = workload.endpoint(served);
                 let old = old.and_then(|old| old.endpoints.get(&key));
+                let same_place = |old: &&Arc<EndpointState>| {
+                    (old.application, old.lease) == (endpoint.application, endpoint.lease)
+                };
+                if let Some(old) = old.filter(same_place) {
+                    endpoint.since = old.since;
+                }
                 let kept = old.filter(|kept| kept.is_as(&endpoint));
                 endpoints.insert(key, kept.cloned().unwrap_or_else(|| Arc::new(endpoint)));
             }
@@ -474,5 +480,40 @@ mod tests {
             let numbers: Vec<_> = service.ports.iter().map(|port| port.number).collect();
             assert_eq!((numbers, service.endpoints.len()), (ports, 1));
         }
+    }
+
+    #[test]
+    fn health_decides_nothing_between_two_that_claim_one_address() {
+        let served = |service: &str, healthy: bool| ServedRow {
+            service: service.into(),
+            port: port(80),
+            target_port: 8080,
+            healthy,
+        };
+        let row = |id: &str, ports: Vec<ServedRow>| WorkloadRow {
+            id: id.into(),
+            identity: String::new(),
+            zone: String::new(),
+            address: [10, 1, 0, 1].into(),
+            mesh_port: 1,
+            weight: 0,
+            ports,
+        };
+        let mut fold = Fold::new("store");
+        let mut write = |revision: u64, row: &WorkloadRow| {
+            let key: Arc<str> = workload_key("shop", &row.id).into();
+            let after = Some(Entry { key: key.clone(), value: encode(row), revision, lease: None });
+            let changes = vec![Change { key, before: None, after }];
+            let changed = fold.apply(&[Arc::new(Transaction { revision, changes })]);
+            let owner = fold.state().owners.of(([10, 1, 0, 1], 8080).into());
+            (owner.unwrap().workload.unwrap().to_string(), changed.addresses.len())
+        };
+        let (a, b) = ("a.shop", "b.shop");
+        assert_eq!(write(1, &row("old", vec![served(a, true)])), ("old".to_owned(), 1));
+        assert_eq!(write(2, &row("new", vec![served(b, true)])), ("new".to_owned(), 1));
+        assert_eq!(write(3, &row("old", vec![served(a, false)])), ("new".to_owned(), 0));
+        // What it serves besides is news; that it registers more makes no claim of before a later one.
+        let more = ServedRow { target_port: 8081, ..served(b, true) };
+        assert_eq!(write(4, &row("old", vec![served(a, true), more])), ("new".to_owned(), 1));
     }
 }

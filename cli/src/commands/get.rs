@@ -71,8 +71,8 @@ fn parse(resource: &Resource) -> Result<Value, Failure> {
 
 fn table(kind: Kind, resources: &[Resource], values: &[Value]) -> String {
     let heading: &[&str] = match kind {
-        Kind::Services => &["NAMESPACE", "NAME", "PORTS"],
-        Kind::Meshconfig => &["NAME", "TRACE SAMPLING"],
+        Kind::Services => &["NAMESPACE", "NAME", "PORTS", "ADDRESSES"],
+        Kind::Meshconfig => &["NAME", "TRACE SAMPLING", "MTLS", "EGRESS"],
         Kind::Workloads => &["NAMESPACE", "ID", "ADDRESS", "SERVES", "LAST HEARD"],
         Kind::Tokens => &["NAMESPACE", "ID", "ACCOUNT", "SERVICES", "USE"],
         Kind::Trafficpolicies | Kind::Policies => &["NAMESPACE", "NAME", "TARGETS", "SETS"],
@@ -87,8 +87,19 @@ fn table(kind: Kind, resources: &[Resource], values: &[Value]) -> String {
 fn row(kind: Kind, resource: &Resource, value: &Value) -> Vec<String> {
     let Resource { namespace, name, .. } = resource;
     match kind {
-        Kind::Services => vec![namespace.clone(), name.clone(), list(&value["spec"]["ports"], port)],
-        Kind::Meshconfig => vec![name.clone(), text(&value["spec"]["tracing"]["samplingRatio"])],
+        Kind::Services => {
+            let spec = &value["spec"];
+            vec![namespace.clone(), name.clone(), list(&spec["ports"], port), list(&spec["addresses"], text)]
+        }
+        Kind::Meshconfig => {
+            let spec = &value["spec"];
+            let mode = |section: &str, default: &str| match &spec[section]["mode"] {
+                Value::Null => default.to_owned(),
+                said => text(said),
+            };
+            let sampling = text(&spec["tracing"]["samplingRatio"]);
+            vec![name.clone(), sampling, mode("mtls", "strict"), mode("egress", "allow")]
+        }
         Kind::Workloads => {
             let address = format!("{}:{}", text(&value["address"]), text(&value["mesh_port"]));
             let heard = value["lease_age_ms"]
@@ -206,11 +217,11 @@ mod tests {
         let service = resource(
             "shop",
             "orders",
-            r#"{"spec":{"ports":[{"name":"web","port":80,"protocol":"http"},{"port":81,"protocol":"grpc"}]}}"#,
+            r#"{"spec":{"ports":[{"name":"web","port":80,"protocol":"http"},{"port":81,"protocol":"grpc"}],"addresses":["10.0.9.1","fd00::9"]}}"#,
         );
         assert_eq!(
             show(Kind::Services, service),
-            "NAMESPACE  NAME    PORTS\nshop       orders  web:80/http,81/grpc\n"
+            "NAMESPACE  NAME    PORTS                ADDRESSES\nshop       orders  web:80/http,81/grpc  10.0.9.1,fd00::9\n"
         );
         let workload = resource(
             "shop",
@@ -238,7 +249,8 @@ mod tests {
         );
         let line = show(Kind::Httproutes, route);
         assert!(line.ends_with("shop       r     orders.back:80  1      canary.shop\n"), "{line}");
-        let mesh = resource("", "default", r#"{"spec":{"tracing":{"samplingRatio":0.5}}}"#);
-        assert!(show(Kind::Meshconfig, mesh).ends_with("default  0.5\n"));
+        let mesh =
+            resource("", "default", r#"{"spec":{"tracing":{"samplingRatio":0.5},"egress":{"mode":"deny"}}}"#);
+        assert!(show(Kind::Meshconfig, mesh).ends_with("default  0.5             strict  deny\n"));
     }
 }

@@ -163,6 +163,11 @@ impl Owners {
         self.table().entries.contains_key(&address)
     }
 
+    /// How many answers are held.
+    pub fn count(&self) -> usize {
+        self.table().entries.values().filter(|entry| matches!(entry.state, Held::Told(_))).count()
+    }
+
     /// Every answer held, in the order of addresses.
     pub fn held(&self) -> Vec<(SocketAddr, Owner)> {
         let table = self.table();

@@ -47,6 +47,8 @@ async fn addresses_are_answered_at_once_and_followed_from_then_on() {
     .await;
     let server = mesh.sidecar("shop", "orders", &["orders"]).await;
     let first = server.register(at("w1", "orders.shop", "10.1.0.1")).await.unwrap();
+    let (_, page) = mesh.get("/v1/services/shop/orders").await;
+    assert_eq!(page["addresses"], serde_json::json!(["10.0.9.1", "fd00::9"]));
     let mut watcher = mesh.sidecar("shop", "front", &[]).await.watch(&[]).await;
     assert_eq!(watcher.welcome.features, ["addresses"]);
     let asked = ["10.0.9.1:80", "[fd00::9]:80", "10.1.0.1:8080", "10.0.9.1:81", "[::ffff:10.1.0.2]:8080"];

@@ -24,6 +24,7 @@ async fn services_show_endpoints_identities_health_and_lease_age() {
         (status, service["ports"].clone()),
         (200, json!([{ "port": 80, "name": "", "protocol": "http1" }]))
     );
+    assert_eq!(service["addresses"], json!([]));
     assert_eq!(endpoint["identity"], "spiffe://mesh.local/ns/shop/sa/orders");
     assert_eq!(
         (&endpoint["workload"], &endpoint["address"], &endpoint["zone"]),
