@@ -40,8 +40,10 @@ const NOT_SUPPORTED: &str = "not supported by this version";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
-    /// HTTP in the version the client used.
+    /// Whatever the client turns out to speak: HTTP in its version, else its bytes as they come.
     #[default]
+    Auto,
+    /// HTTP in the version the client used.
     Http,
     /// HTTP/1.1.
     Http1,
@@ -49,15 +51,33 @@ pub enum Protocol {
     Http2,
     /// gRPC over HTTP/2.
     Grpc,
+    /// Bytes, never looked at.
+    Tcp,
+}
+
+impl Protocol {
+    /// As configuration files and documents write it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Http => "http",
+            Self::Http1 => "http1",
+            Self::Http2 => "http2",
+            Self::Grpc => "grpc",
+            Self::Tcp => "tcp",
+        }
+    }
 }
 
 impl From<Protocol> for v1::Protocol {
     fn from(protocol: Protocol) -> Self {
         match protocol {
-            Protocol::Http => Self::Unspecified,
+            Protocol::Auto => Self::Unspecified,
+            Protocol::Http => Self::Http,
             Protocol::Http1 => Self::Http1,
             Protocol::Http2 => Self::Http2,
             Protocol::Grpc => Self::Grpc,
+            Protocol::Tcp => Self::Tcp,
         }
     }
 }
@@ -65,10 +85,12 @@ impl From<Protocol> for v1::Protocol {
 impl From<v1::Protocol> for Protocol {
     fn from(protocol: v1::Protocol) -> Self {
         match protocol {
-            v1::Protocol::Unspecified => Self::Http,
+            v1::Protocol::Unspecified => Self::Auto,
+            v1::Protocol::Http => Self::Http,
             v1::Protocol::Http1 => Self::Http1,
             v1::Protocol::Http2 => Self::Http2,
             v1::Protocol::Grpc => Self::Grpc,
+            v1::Protocol::Tcp => Self::Tcp,
         }
     }
 }

@@ -169,6 +169,12 @@ fn config(shared: &Shared) -> Value {
         .iter()
         .map(|served| json!({"name": served.name, "port": served.port, "protocol": served.protocol, "target": served.target.to_string(), "health": served.health.to_string()}))
         .collect();
+    let local_ports: Vec<_> = config
+        .local_ports
+        .iter()
+        .zip(&shared.own.local_ports)
+        .map(|(local, listen)| json!({"listen": listen.to_string(), "service": local.service.as_str(), "port": local.port}))
+        .collect();
     json!({
         "registry": {"address": config.registry},
         "join": {"token_id": config.token.as_ref().map(|token| &token.id)},
@@ -182,7 +188,7 @@ fn config(shared: &Shared) -> Value {
         },
         "services": services,
         "upstreams": config.upstreams.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "outbound": {"listen": shared.own.outbound.to_string()},
+        "outbound": {"listen": shared.own.outbound.to_string(), "ports": local_ports},
         "mesh": {"listen": shared.own.mesh.to_string()},
         "admin": {"listen": shared.own.admin.to_string()},
         "workers": crate::runtime::worker_count(config.workers),
@@ -191,6 +197,8 @@ fn config(shared: &Shared) -> Value {
             "request": format_duration(config.timeouts.request),
             "idle": format_duration(config.timeouts.idle),
             "discovery": format_duration(config.timeouts.discovery),
+            "detect": format_duration(config.timeouts.detect),
+            "tcp_idle": format_duration(config.timeouts.tcp_idle),
         },
         "pool": {
             "idle_timeout": format_duration(config.pool.idle_timeout),

@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::admin::Admin;
-use crate::config::Config;
+use crate::config::{Config, LocalPort};
 use crate::control::certs::{self, JoinError, Renewal};
 use crate::control::directory::Directory;
 use crate::control::disk::file::SavedIdentity;
@@ -35,6 +35,7 @@ use crate::control::register::Registrar;
 use crate::control::status::Status;
 use crate::control::watch::Watch;
 use crate::inbound::served::ServedPorts;
+use crate::outbound::entry::Target;
 use crate::outbound::mirror;
 use crate::policy::inherited::{self, Inherited};
 use crate::policy::limit::Bound;
@@ -95,9 +96,14 @@ struct OnDisk {
 }
 
 struct Listeners {
+    data: DataListeners,
+    admin: std::net::TcpListener,
+}
+
+struct DataListeners {
     outbound: TcpListener,
     mesh: TcpListener,
-    admin: std::net::TcpListener,
+    local_ports: Vec<(TcpListener, Target)>,
 }
 
 #[derive(Default)]
@@ -124,7 +130,7 @@ impl Proxy {
             tracing::warn!("ignored: {ignored}");
         }
         let (sink, spans) = spans::queue(&telemetry, metrics.clone());
-        let (directory, wanted) = Directory::new(Owners::new(own, metrics.clone()));
+        let (directory, wanted) = Directory::new(Owners::new(own.clone(), metrics.clone()));
         let drains = Drains::default();
         let tasks = Tasks::on(data.handle().clone());
         let tls = Arc::new(ArcSwapOption::empty());
@@ -168,8 +174,8 @@ impl Proxy {
     }
 
     /// Where it listens.
-    pub fn addresses(&self) -> OwnAddresses {
-        self.shared.own
+    pub fn addresses(&self) -> &OwnAddresses {
+        &self.shared.own
     }
 
     /// The workload's id.
@@ -207,7 +213,7 @@ impl Proxy {
             control.shutdown_timeout(Duration::from_secs(1));
             result
         })?;
-        data.block_on(serve(shared, listeners.outbound, listeners.mesh, identity, ended));
+        data.block_on(serve(shared, listeners.data, identity, ended));
         data.shutdown_timeout(Duration::from_millis(100));
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
@@ -228,25 +234,34 @@ async fn open(config: &Config) -> Result<(Listeners, OwnAddresses), Error> {
     let outbound = listen::bind(config.outbound, "outbound.listen").await?;
     let mesh = listen::bind(config.mesh, "mesh.listen").await?;
     let admin = listen::bind(config.admin, "admin.listen").await?;
+    let mut local_ports = Vec::new();
+    for LocalPort { listen, service, port } in &config.local_ports {
+        let target = Target::Service { name: service.clone(), port: *port };
+        local_ports.push((listen::bind(*listen, "outbound.ports").await?, target));
+    }
     let own = OwnAddresses {
         outbound: outbound.local_addr()?,
         mesh: mesh.local_addr()?,
         admin: admin.local_addr()?,
+        local_ports: local_ports
+            .iter()
+            .map(|(listener, _)| listener.local_addr())
+            .collect::<Result<_, _>>()?,
     };
     // Registered with the control thread's runtime later.
     let admin = admin.into_std()?;
-    Ok((Listeners { outbound, mesh, admin }, own))
+    Ok((Listeners { data: DataListeners { outbound, mesh, local_ports }, admin }, own))
 }
 
 /// The data plane: the outbound side at once, so that early calls get an answer; the mesh side once
 /// there is an identity to prove.
 async fn serve(
     shared: Arc<Shared>,
-    outbound: TcpListener,
-    mesh: TcpListener,
+    listeners: DataListeners,
     identity: oneshot::Receiver<()>,
     ended: oneshot::Receiver<()>,
 ) {
+    let DataListeners { outbound, mesh, local_ports } = listeners;
     let tasks = shared.tasks.clone();
     let drain = shared.outbound_drain.clone();
     let stalled = shared.stalled.clone();
@@ -255,6 +270,14 @@ async fn serve(
         "outbound listener",
         listener::accept(shared.clone(), outbound, drain, "outbound connection", outbound::serve),
     );
+    for (listener, target) in local_ports {
+        let serve = move |shared, stream| outbound::serve_to(shared, stream, target.clone());
+        let drain = shared.outbound_drain.clone();
+        tasks.spawn(
+            "local port",
+            listener::accept(shared.clone(), listener, drain, "local port connection", serve),
+        );
+    }
     tasks.spawn("mesh listener", async move {
         if identity.await.is_ok() {
             let drain = shared.inbound_drain.clone();

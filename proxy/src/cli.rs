@@ -66,6 +66,7 @@ fn run(config: Config, output: Output) -> Result<(), Box<dyn std::error::Error>>
             "outbound": own.outbound.to_string(),
             "mesh": own.mesh.to_string(),
             "admin": own.admin.to_string(),
+            "ports": own.local_ports.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "workload": proxy.workload(),
         });
         writeln!(std::io::stdout().lock(), "{line}")?;

@@ -14,7 +14,7 @@ use outrigger_common::telemetry::LogFormat;
 mod raw;
 
 pub use raw::{Drain, Health, Limits, Pool, Timeouts};
-use raw::{Raw, RawCheck, RawJoin, RawService, RawWorkers};
+use raw::{Raw, RawCheck, RawJoin, RawLocalPort, RawService, RawWorkers};
 
 /// Every key, for environment variables and `docs/configuration.md`.
 pub const KEYS: &[Key] = &[
@@ -61,7 +61,7 @@ pub const KEYS: &[Key] = &[
         "list",
         "[]",
         "entries of name, port, protocol, target, health",
-        "What the application serves. name: label within the namespace of the certificate; port: as callers name it; protocol: http (the client's version), http1, http2 or grpc; target: the application's ip:port; health: how it is checked.",
+        "What the application serves. name: label within the namespace of the certificate; port: as callers name it; protocol: auto (what the client turns out to speak), http (the client's version), http1, http2, grpc or tcp; target: the application's ip:port; health: how it is checked.",
     ),
     Key::new(
         "upstreams",
@@ -199,6 +199,27 @@ pub const KEYS: &[Key] = &[
         "0s to 1h",
         "Longest wait for requests in flight before the process ends.",
     ),
+    Key::new(
+        "timeouts.detect",
+        "duration",
+        "10ms",
+        "1ms to 1s",
+        "How long a client may be silent before its destination is dialled, for the server may speak first; and the longest pause in words that could be any protocol's.",
+    ),
+    Key::new(
+        "timeouts.tcp_idle",
+        "duration",
+        "1h",
+        "1s to 168h",
+        "A connection of opaque bytes that does not move for this long is ended, where no policy says otherwise.",
+    ),
+    Key::new(
+        "outbound.ports",
+        "list",
+        "[]",
+        "entries of listen, service, port",
+        "Local ports that lead to one port of a service each, whatever is spoken. listen: a loopback ip:port; service: name.namespace.",
+    ),
     Key::new("log_format", "text", "text", "text or json", "Form of log lines on standard error."),
 ];
 
@@ -239,6 +260,17 @@ impl std::fmt::Display for Check {
     }
 }
 
+/// A local port that leads to one port of a service.
+#[derive(Debug, Clone)]
+pub struct LocalPort {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// The service.
+    pub service: ServiceName,
+    /// Its port.
+    pub port: u16,
+}
+
 /// How many threads carry requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Workers {
@@ -271,6 +303,8 @@ pub struct Config {
     pub upstreams: Vec<ServiceName>,
     /// The application's side.
     pub outbound: SocketAddr,
+    /// Local ports that lead to one service port each.
+    pub local_ports: Vec<LocalPort>,
     /// The peers' side.
     pub mesh: SocketAddr,
     /// The operator's side.
@@ -299,12 +333,7 @@ impl Config {
     pub fn load(origin: &Origin) -> Result<Self, ConfigError> {
         let raw: Raw = origin.load()?;
         check_ranges(origin, &raw)?;
-        if !raw.outbound.listen.ip().is_loopback() {
-            return Err(origin.error(
-                "outbound.listen",
-                format!("{} is not a loopback address: anyone who reaches it would act as this workload; use 127.0.0.1", raw.outbound.listen.ip()),
-            ));
-        }
+        check_loopback(origin, "outbound.listen", raw.outbound.listen)?;
         let workers = match raw.workers {
             RawWorkers::Number(number) if (1..=256).contains(&number) => Workers::Fixed(number),
             RawWorkers::Word(ref word) if word == "auto" => Workers::Auto,
@@ -319,7 +348,7 @@ impl Config {
             return Err(origin.error("workload.zone", "use up to 63 characters"));
         }
         let services = services(origin, raw.services)?;
-        let upstreams = raw
+        let mut upstreams: Vec<_> = raw
             .upstreams
             .iter()
             .map(|name| {
@@ -327,6 +356,9 @@ impl Config {
                     .map_err(|error| origin.error("upstreams", format!("{error} (write name.namespace)")))
             })
             .collect::<Result<_, _>>()?;
+        let local_ports = local_ports(origin, raw.outbound.ports)?;
+        // Known before the first connection, which may be one whose server speaks first.
+        upstreams.extend(local_ports.iter().map(|local| local.service.clone()));
         Ok(Self {
             registry: raw.registry.address,
             token,
@@ -338,6 +370,7 @@ impl Config {
             services,
             upstreams,
             outbound: raw.outbound.listen,
+            local_ports,
             mesh: raw.mesh.listen,
             admin: raw.admin.listen,
             workers,
@@ -361,6 +394,8 @@ fn check_ranges(origin: &Origin, raw: &Raw) -> Result<(), ConfigError> {
         ("timeouts.request", raw.timeouts.request, 10 * MS, HOUR),
         ("timeouts.idle", raw.timeouts.idle, S, 24 * HOUR),
         ("timeouts.discovery", raw.timeouts.discovery, 10 * MS, 60 * S),
+        ("timeouts.detect", raw.timeouts.detect, MS, S),
+        ("timeouts.tcp_idle", raw.timeouts.tcp_idle, S, 168 * HOUR),
         ("pool.idle_timeout", raw.pool.idle_timeout, S, 24 * HOUR),
         ("pool.app_idle_timeout", raw.pool.app_idle_timeout, 100 * MS, HOUR),
         ("pool.max_age", raw.pool.max_age, S, 24 * HOUR),
@@ -482,6 +517,33 @@ fn check(raw: &RawCheck) -> Result<Check, String> {
         (None, Some(_), None) => Err(format!("grpc: use up to {CHECK_LENGTH} bytes")),
         _ => Err("use one of http: /path, grpc: service and tcp: true".to_owned()),
     }
+}
+
+fn check_loopback(origin: &Origin, key: &str, listen: SocketAddr) -> Result<(), ConfigError> {
+    if listen.ip().is_loopback() {
+        return Ok(());
+    }
+    Err(origin.error(
+        key,
+        format!(
+            "{} is not a loopback address: anyone who reaches it would act as this workload; use 127.0.0.1",
+            listen.ip()
+        ),
+    ))
+}
+
+fn local_ports(origin: &Origin, raw: Vec<RawLocalPort>) -> Result<Vec<LocalPort>, ConfigError> {
+    let checked = raw.into_iter().enumerate().map(|(index, RawLocalPort { listen, service, port })| {
+        let key = |field| format!("outbound.ports[{index}].{field}");
+        check_loopback(origin, &key("listen"), listen)?;
+        let service = ServiceName::parse(&service)
+            .map_err(|error| origin.error(&key("service"), format!("{error} (write name.namespace)")))?;
+        if port == 0 {
+            return Err(origin.error(&key("port"), "0 is not a port; use 1 to 65535"));
+        }
+        Ok(LocalPort { listen, service, port })
+    });
+    checked.collect()
 }
 
 #[cfg(test)]

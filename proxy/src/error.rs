@@ -208,6 +208,16 @@ pub enum ProxyError {
         /// The time of one attempt.
         limit: Duration,
     },
+    /// The endpoint's sidecar does not carry the connection to its application.
+    #[error("the sidecar at {address} refused the connection")]
+    StreamRefused {
+        /// The endpoint's sidecar.
+        address: SocketAddr,
+        /// Why, as it says.
+        reason: Option<Reason>,
+        /// Another endpoint may do better.
+        elsewhere: bool,
+    },
     /// On purpose.
     #[error("a fault made on purpose")]
     FaultInjected {
@@ -251,6 +261,7 @@ impl ProxyError {
             Self::ConnectionLimit { .. } => Reason::ConnectionLimit,
             Self::DeadlineExceeded => Reason::DeadlineExceeded,
             Self::TryTimeout { .. } => Reason::TryTimeout,
+            Self::StreamRefused { reason, .. } => reason.unwrap_or(Reason::UpstreamReset),
             Self::FaultInjected { .. } => Reason::FaultInjected,
         }
     }
@@ -286,7 +297,8 @@ impl ProxyError {
             | Self::RetryRefused
             | Self::InFlightLimit { .. }
             | Self::PendingLimit { .. }
-            | Self::ConnectionLimit { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            | Self::ConnectionLimit { .. }
+            | Self::StreamRefused { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Reset { .. } | Self::AppReset { .. } => StatusCode::BAD_GATEWAY,
             Self::RequestTimeout(_)
             | Self::AppTimeout(_)
@@ -331,7 +343,8 @@ impl ProxyError {
             | Self::RetryRefused
             | Self::InFlightLimit { .. }
             | Self::PendingLimit { .. }
-            | Self::ConnectionLimit { .. } => GrpcCode::Unavailable,
+            | Self::ConnectionLimit { .. }
+            | Self::StreamRefused { .. } => GrpcCode::Unavailable,
         };
         code.number()
     }
@@ -359,7 +372,8 @@ impl ProxyError {
             | Self::AppUnreachable { .. }
             | Self::AppUnsent(_)
             | Self::AppRefused { .. }
-            | Self::Overloaded(_) => Delivery::Undelivered,
+            | Self::Overloaded(_)
+            | Self::StreamRefused { elsewhere: true, .. } => Delivery::Undelivered,
             // Most are about the request or the whole destination: another endpoint would say the
             // same, so whether it was delivered must not matter.
             Self::BadRequest(_)
@@ -383,6 +397,7 @@ impl ProxyError {
             | Self::ConnectionLimit { .. }
             | Self::DeadlineExceeded
             | Self::TryTimeout { .. }
+            | Self::StreamRefused { elsewhere: false, .. }
             | Self::FaultInjected { .. } => Delivery::Unknown,
         }
     }
@@ -427,6 +442,10 @@ impl ProxyError {
             | Self::DeadlineExceeded
             | Self::TryTimeout { .. }
             | Self::FaultInjected { .. } => false,
+            Self::StreamRefused { reason, .. } => {
+                // It cannot reach its application: as good as gone.
+                matches!(reason, Some(Reason::AppUnreachable | Reason::AppReset | Reason::NotServed))
+            }
         }
     }
 }

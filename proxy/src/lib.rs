@@ -3,7 +3,9 @@
 //! A request's way, each step a module, in the order it runs:
 //!
 //! ```text
-//! OUTBOUND  listener -> outbound (HTTP/1.1 or HTTP/2) -> outbound::handle
+//! OUTBOUND  listener -> outbound::entry, which detects what is spoken
+//!             server        HTTP/1.1 or HTTP/2 -> outbound::handle
+//!             tcp           anything else, connection by connection -> tcp::relay
 //!             find            where it goes
 //!               destination   what the authority names
 //!               directory     the service, from the snapshot or the registry
@@ -32,9 +34,11 @@ pub mod balance;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod detect;
 pub mod error;
 pub mod http;
 pub mod inbound;
+pub mod io;
 pub mod listener;
 pub mod outbound;
 pub mod policy;
@@ -44,5 +48,6 @@ pub mod respond;
 pub mod route;
 pub mod runtime;
 pub mod shared;
+pub mod tcp;
 pub mod telemetry;
 pub mod tls;

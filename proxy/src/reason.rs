@@ -65,11 +65,13 @@ pub enum Reason {
     FaultInjected,
     /// A route redirects the request.
     Redirected,
+    /// The drain's deadline ended the connection.
+    Drained,
 }
 
 impl Reason {
     /// Every reason, for the documentation's test.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::BadRequest,
         Self::Loop,
         Self::MethodNotSupported,
@@ -101,6 +103,7 @@ impl Reason {
         Self::TryTimeout,
         Self::FaultInjected,
         Self::Redirected,
+        Self::Drained,
     ];
 
     /// The text in headers, labels and logs.
@@ -137,6 +140,7 @@ impl Reason {
             Self::TryTimeout => "try_timeout",
             Self::FaultInjected => "fault_injected",
             Self::Redirected => "redirected",
+            Self::Drained => "drained",
         }
     }
 

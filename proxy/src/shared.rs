@@ -75,8 +75,8 @@ impl Shared {
     }
 }
 
-/// The three listeners' addresses.
-#[derive(Debug, Clone, Copy)]
+/// The listeners' addresses.
+#[derive(Debug, Clone)]
 pub struct OwnAddresses {
     /// The application's side.
     pub outbound: SocketAddr,
@@ -84,12 +84,18 @@ pub struct OwnAddresses {
     pub mesh: SocketAddr,
     /// The operator's side.
     pub admin: SocketAddr,
+    /// Local ports that lead to one service port each, in the order of the configuration.
+    pub local_ports: Vec<SocketAddr>,
 }
 
 impl OwnAddresses {
+    fn all(&self) -> impl Iterator<Item = SocketAddr> {
+        [self.outbound, self.mesh, self.admin].into_iter().chain(self.local_ports.iter().copied())
+    }
+
     /// Whether connecting to `target` reaches the sidecar itself.
     pub fn contains(&self, target: SocketAddr) -> bool {
-        [self.outbound, self.mesh, self.admin].iter().any(|own| {
+        self.all().any(|own| {
             own.port() == target.port()
                 && (own.ip() == target.ip()
                     || own.ip().is_unspecified()
@@ -105,7 +111,7 @@ impl OwnAddresses {
 
     /// Whether an address of this machine with `port` is one of the sidecar's own.
     pub fn has_port(&self, port: u16) -> bool {
-        [self.outbound, self.mesh, self.admin].iter().any(|own| own.port() == port)
+        self.all().any(|own| own.port() == port)
     }
 }
 

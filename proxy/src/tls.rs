@@ -5,11 +5,15 @@ use std::sync::Arc;
 use outrigger_common::mtls::{self, ClientAuth, IdentityError, Svid};
 use rustls::{ClientConfig, ServerConfig};
 
+use crate::tcp::preface;
+
 /// TLS configurations made of one certificate.
 #[derive(Debug)]
 pub struct TlsConfigs {
-    /// Towards other sidecars.
+    /// Towards other sidecars, for requests.
     pub client: Arc<ClientConfig>,
+    /// The same for opaque bytes.
+    pub client_tcp: Arc<ClientConfig>,
     /// For other sidecars.
     pub server: Arc<ServerConfig>,
 }
@@ -22,7 +26,8 @@ impl TlsConfigs {
     pub fn new(svid: &Svid) -> Result<Self, IdentityError> {
         Ok(Self {
             client: mtls::client_config(svid, &[b"h2"])?,
-            server: mtls::server_config(svid, ClientAuth::Required, &[b"h2", b"http/1.1"])?,
+            client_tcp: mtls::client_config(svid, &[preface::ALPN])?,
+            server: mtls::server_config(svid, ClientAuth::Required, &[b"h2", b"http/1.1", preface::ALPN])?,
         })
     }
 }

@@ -19,7 +19,6 @@ use tokio::net::TcpListener;
 use crate::hub::Hub;
 use crate::metrics::{CONTENT_TYPE, Metrics};
 use crate::refusals::Refusals;
-use crate::registrar::protocol;
 use crate::state::{EndpointState, ServiceState};
 use crate::store::Store;
 use crate::traces::Traces;
@@ -192,7 +191,7 @@ fn ports(service: &ServiceState) -> Vec<PortView> {
     let view = |port: &v1::Port| PortView {
         port: port.number,
         name: port.name.clone(),
-        protocol: protocol(Protocol::from(port.protocol())),
+        protocol: Protocol::from(port.protocol()).as_str(),
     };
     service.ports.iter().map(view).collect()
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use outrigger_api::resource::{Protocol, Resource, ServiceSpec};
+use outrigger_api::resource::{Resource, ServiceSpec};
 use outrigger_api::v1;
 use outrigger_common::identity::SpiffeId;
 use outrigger_common::name::{ServiceName, check_label};
@@ -166,8 +166,8 @@ impl Registrar {
                         return Err(RequestError::Contradiction(format!(
                             "port {} of {name} is {} to workload {other}, but {} here; use one protocol for both, or apply a Service that says which",
                             port.number,
-                            protocol(known.protocol),
-                            protocol(port.protocol),
+                            known.protocol.as_str(),
+                            port.protocol.as_str(),
                         )));
                     }
                     known.clone_from(port);
@@ -398,8 +398,8 @@ fn allowed_by(spec: &ServiceSpec, name: &ServiceName, ports: &[PortRow]) -> Resu
                 return Err(RequestError::Contradiction(format!(
                     "the applied Service {name} declares port {} as {}, but this workload as {}; make them agree",
                     port.number,
-                    protocol(declared.protocol),
-                    protocol(port.protocol)
+                    declared.protocol.as_str(),
+                    port.protocol.as_str()
                 )));
             }
             Some(_) => {}
@@ -412,16 +412,6 @@ fn spec(entry: &Entry) -> Option<ServiceSpec> {
     match Resource::from_json(std::str::from_utf8(&entry.value).ok()?).ok()? {
         Resource::Service { spec, .. } => Some(spec),
         _ => None,
-    }
-}
-
-/// As configuration files write it.
-pub fn protocol(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Http => "http",
-        Protocol::Http1 => "http1",
-        Protocol::Http2 => "http2",
-        Protocol::Grpc => "grpc",
     }
 }
 

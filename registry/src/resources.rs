@@ -21,7 +21,6 @@ use crate::model::{
     self, GOVERNING, MESH_CONFIG_KEY, PORTS, PortsRow, RESOURCES, SERVICES, TOKENS, TokenRow, WORKLOADS,
     WorkloadRow, governing_key, ports_key, service_key, service_of,
 };
-use crate::registrar::protocol;
 use crate::store::{Entry, Op, Store, StoreError, Txn};
 
 const MAX_RESOURCES: usize = 10_000;
@@ -298,7 +297,7 @@ impl Resources {
             let ports = row.ports.iter().map(|served| {
                 json!({
                     "service": served.service, "port": served.port.number, "name": served.port.name,
-                    "protocol": protocol(served.port.protocol), "target_port": served.target_port,
+                    "protocol": served.port.protocol.as_str(), "target_port": served.target_port,
                     "healthy": served.healthy,
                 })
             });

@@ -8,6 +8,7 @@
 //! | [`app`] | [`app::App`]: a programmable HTTP application that remembers what it saw |
 //! | [`servers`] | real databases, queues and mail, and their own clients |
 //! | [`server`] | [`server::Server`]: an application that is a process of its own, with faults |
+//! | [`tcp::TcpApp`] | an application of any protocol, connection by connection |
 //! | [`client`] | [`client::Client`]: HTTP/1.1 and HTTP/2 through a sidecar, and raw bytes |
 //! | [`component`] | programs from outside, which `cargo xtask test` installs and names |
 //! | [`load`] | [`load::Load`]: open-loop load that keeps every failure |
@@ -31,4 +32,5 @@ pub mod netns;
 pub mod process;
 pub mod server;
 pub mod servers;
+pub mod tcp;
 pub mod wait;

@@ -339,10 +339,10 @@ pub struct SidecarBuilder<'a> {
 }
 
 impl SidecarBuilder<'_> {
-    /// Serves port 80 of a service, in the client's own HTTP version.
+    /// Serves port 80 of a service, whatever is spoken there.
     #[must_use]
     pub fn serves(self, service: &str, app: &App) -> Self {
-        self.serves_at(service, 80, "http", app.address)
+        self.serves_at(service, 80, "auto", app.address)
     }
 
     /// Serves a port of a service.
@@ -452,6 +452,8 @@ pub struct Sidecar {
     pub mesh: SocketAddr,
     /// Health, metrics, state.
     pub admin: SocketAddr,
+    /// Local ports of `outbound.ports`, in their order.
+    pub ports: Vec<SocketAddr>,
     /// The process.
     pub process: Process,
     settings: Value,
@@ -467,11 +469,13 @@ impl Sidecar {
         let mut process = Process::spawn(id, command, &how.directory);
         let at = process.announced().await;
         let [outbound, mesh, admin] = ["outbound", "mesh", "admin"].map(|name| address(&at, name));
+        let ports = at["ports"].as_array().into_iter().flatten();
+        let ports = ports.filter_map(|port| port.as_str()?.parse().ok()).collect();
         // Started again, it listens on the same ports.
         let same =
             json!({"outbound": {"listen": outbound}, "mesh": {"listen": mesh}, "admin": {"listen": admin}});
         merge(&mut settings, &same);
-        Self { id: id.to_owned(), outbound, mesh, admin, process, settings, how }
+        Self { id: id.to_owned(), outbound, mesh, admin, ports, process, settings, how }
     }
 
     /// Kills it if it runs, and starts it again on the same ports with the same token.

@@ -90,9 +90,9 @@ pub const SERVICE: &[Field] = &[
     field("ports[].port", PORT, "-", "number callers use; unique in the service"),
     field(
         "ports[].protocol",
-        Range::Words(&["http", "http1", "http2", "grpc"]),
-        "http",
-        "how the application is spoken to; `http` is the version the caller used",
+        Range::Words(&["auto", "http", "http1", "http2", "grpc", "tcp"]),
+        "auto",
+        "how the application is spoken to; `auto` is whatever the caller turns out to speak, `http` the version it used, `tcp` opaque bytes",
     ),
     field(
         "addresses[]",

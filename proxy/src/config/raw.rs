@@ -89,11 +89,20 @@ pub(super) struct RawCheck {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawOutbound {
     pub(super) listen: SocketAddr,
+    pub(super) ports: Vec<RawLocalPort>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawLocalPort {
+    pub(super) listen: SocketAddr,
+    pub(super) service: String,
+    pub(super) port: u16,
 }
 
 impl Default for RawOutbound {
     fn default() -> Self {
-        Self { listen: ([127, 0, 0, 1], 15001).into() }
+        Self { listen: ([127, 0, 0, 1], 15001).into(), ports: Vec::new() }
     }
 }
 
@@ -150,6 +159,12 @@ pub struct Timeouts {
     /// A first request's wait for the registry.
     #[serde(deserialize_with = "duration")]
     pub discovery: Duration,
+    /// A client's silence before its destination is dialled.
+    #[serde(deserialize_with = "duration")]
+    pub detect: Duration,
+    /// A connection of opaque bytes that does not move.
+    #[serde(deserialize_with = "duration")]
+    pub tcp_idle: Duration,
 }
 
 impl Default for Timeouts {
@@ -159,6 +174,8 @@ impl Default for Timeouts {
             request: Duration::from_secs(30),
             idle: Duration::from_secs(300),
             discovery: Duration::from_secs(1),
+            detect: Duration::from_millis(10),
+            tcp_idle: Duration::from_secs(3600),
         }
     }
 }

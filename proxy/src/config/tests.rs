@@ -32,6 +32,21 @@ fn wrong_values_name_their_place_and_the_remedy() {
         (String::new(), "proxy.yaml", "outrigger token"),
         ("join:\n  token: nonsense\n".to_owned(), "proxy.yaml:2", "outrigger token"),
         (format!("{with_token}outbound:\n  listen: 0.0.0.0:15001\n"), "proxy.yaml:3", "loopback"),
+        (
+            format!(
+                "{with_token}outbound:\n  ports:\n    - {{listen: 0.0.0.0:5432, service: db.shop, port: 5432}}\n"
+            ),
+            "proxy.yaml:4",
+            "loopback",
+        ),
+        (
+            format!(
+                "{with_token}outbound:\n  ports:\n    - {{listen: 127.0.0.1:5432, service: db, port: 5432}}\n"
+            ),
+            "proxy.yaml:4",
+            "name.namespace",
+        ),
+        (format!("{with_token}timeouts:\n  detect: 2s\n"), "proxy.yaml:3", "1ms to 1s"),
         (format!("{with_token}timeouts:\n  connect: 0s\n"), "proxy.yaml:3", "10ms to 1m"),
         (format!("{with_token}workers: many\n"), "proxy.yaml:2", "auto"),
         (
@@ -46,10 +61,10 @@ fn wrong_values_name_their_place_and_the_remedy() {
         ),
         (
             format!(
-                "{with_token}services:\n  - {{name: orders, port: 80, protocol: tcp, target: 127.0.0.1:1}}\n"
+                "{with_token}services:\n  - {{name: orders, port: 80, protocol: udp, target: 127.0.0.1:1}}\n"
             ),
             "proxy.yaml:3",
-            "tcp",
+            "udp",
         ),
         (
             format!(

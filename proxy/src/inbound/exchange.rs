@@ -115,7 +115,8 @@ fn app_version(port: &ServedPort, client: Version) -> Version {
     match port.protocol {
         Protocol::Http1 => Version::HTTP_11,
         Protocol::Http2 | Protocol::Grpc => Version::HTTP_2,
-        Protocol::Http => client,
+        // HTTP arrived over the mesh; a port of opaque bytes takes none.
+        Protocol::Auto | Protocol::Http | Protocol::Tcp => client,
     }
 }
 

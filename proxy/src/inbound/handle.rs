@@ -38,7 +38,8 @@ pub async fn handle(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
     let trace = TraceContext::from_headers(request.headers(), Sampling::parent_based(0.0));
     let client = headers::client_version(request.headers());
     let spoken = headers::spoken(request.headers(), client);
-    let source = source(peer, request.headers());
+    let claimed = request.headers().get(&headers::SOURCE).and_then(|value| value.to_str().ok());
+    let source = source(peer, claimed);
     let Some(port) = &peer.port else {
         // By its account: a name it chooses would be a label it chooses.
         let account = account_name(&peer.id);
@@ -196,10 +197,9 @@ async fn admit(
 }
 
 /// The caller's service: what its sidecar says, believed only within the namespace it has proved.
-fn source(peer: &Peer, headers: &HeaderMap) -> String {
-    let claimed = headers
-        .get(&headers::SOURCE)
-        .and_then(|value| ServiceName::parse(value.to_str().ok()?).ok())
+pub(super) fn source(peer: &Peer, claimed: Option<&str>) -> String {
+    let claimed = claimed
+        .and_then(|name| ServiceName::parse(name).ok())
         .filter(|name| Some(name.namespace()) == peer.id.namespace());
     claimed.map_or_else(|| account_name(&peer.id), |name| name.to_string())
 }

@@ -5,6 +5,7 @@ pub mod exchange;
 pub mod handle;
 pub mod policy;
 pub mod served;
+pub mod tcp;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use self::served::ServedPort;
 use crate::http::exec::Executor;
 use crate::pool::pulse;
 use crate::shared::Shared;
+use crate::tcp::preface;
 use crate::telemetry::metrics::Direction;
 
 /// Longest handshake: a peer that connects and says nothing must not hold a permit.
@@ -66,7 +68,11 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream) {
         }
     };
     shared.metrics.handshake(Direction::Inbound, "ok");
-    let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let protocol = stream.get_ref().1.alpn_protocol();
+    if protocol == Some(preface::ALPN) {
+        return Box::pin(tcp::serve(shared, stream, peer)).await;
+    }
+    let h2 = protocol == Some(b"h2");
     if h2 {
         pulse::end_when_unacknowledged(stream.get_ref().0);
     }

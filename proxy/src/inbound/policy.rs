@@ -41,6 +41,8 @@ pub struct PortPolicy {
     default: Arc<Rates>,
     /// A body that does not move.
     pub stream_idle: Duration,
+    /// A connection of opaque bytes that does not move.
+    pub tcp_idle: Duration,
 }
 
 /// Rate limits of the service, or of one rule.
@@ -59,6 +61,7 @@ impl PortPolicy {
             by_rule: Vec::new(),
             default: Arc::default(),
             stream_idle: config.timeouts.idle,
+            tcp_idle: config.timeouts.tcp_idle,
         }
     }
 
@@ -105,7 +108,8 @@ impl PortPolicy {
         let by_rule = by_rule.collect();
         let idle = spec.timeouts.as_ref().and_then(|timeouts| timeouts.stream_idle);
         let stream_idle = idle.map_or(config.timeouts.idle, Duration::from);
-        (Self { authorization, table, by_rule, default, stream_idle }, spec)
+        let tcp_idle = idle.map_or(config.timeouts.tcp_idle, Duration::from);
+        (Self { authorization, table, by_rule, default, stream_idle, tcp_idle }, spec)
     }
 
     /// Whether `caller` may call.

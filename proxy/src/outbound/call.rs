@@ -42,6 +42,8 @@ pub struct Call<'a> {
     pub payload: &'a Payload,
     /// What may be done with it.
     pub terms: Terms,
+    /// The one workload it may go to, where it was addressed to one.
+    pub workload: Option<&'a str>,
 }
 
 /// What may be done with a call.
@@ -88,7 +90,8 @@ impl Tried {
         !self.0.is_empty()
     }
 
-    fn has(&self, candidate: &Endpoint) -> bool {
+    /// Whether it was.
+    pub fn has(&self, candidate: &Endpoint) -> bool {
         self.0.iter().any(|one| std::ptr::eq(one.as_ref(), candidate))
     }
 }
@@ -116,7 +119,8 @@ impl Call<'_> {
         let snapshot = self.shared.directory.load();
         let Some(Entry::Known(service)) = snapshot.service(self.service.as_str()) else { return None };
         let endpoints = &service.port(self.port)?.endpoints;
-        let ask = Ask { tried, hash: self.terms.hash };
+        let other = |candidate: &Endpoint| self.workload.is_some_and(|one| one != &*candidate.workload);
+        let ask = Ask { tried: &|candidate| tried(candidate) || other(candidate), hash: self.terms.hash };
         let now = Instant::now();
         let pick = endpoints.pick(&ask, now, &mut fastrand::Rng::with_seed(fastrand::u64(..)))?;
         Some(Watch::begin(endpoints.clone(), pick, self.shared.metrics.clone(), now))

@@ -4,11 +4,13 @@
 use std::sync::Arc;
 
 use fastrand::Rng;
+use http::header::HOST;
 use http::request::Parts;
-use http::{HeaderMap, Method};
+use http::{HeaderMap, HeaderValue, Method, Version};
 use outrigger_common::name::ServiceName;
 
 use super::destination::{self, Destination};
+use super::entry::Target;
 use super::policy::CallPolicy;
 use crate::control::compile::Governed;
 use crate::control::snapshot::{Service, ServicePort, Snapshot};
@@ -35,6 +37,8 @@ pub struct Addressed<'a> {
     pub service: Arc<Service>,
     /// Its port; there is one.
     pub port: u16,
+    /// The one workload of it that the connection is for, if it is for one.
+    pub workload: Option<&'a str>,
 }
 
 /// What becomes of a request.
@@ -74,10 +78,14 @@ pub fn nowhere(shared: &Shared) -> Arc<Edge> {
 pub async fn addressed<'a>(
     shared: &'a Shared,
     snapshot: &Snapshot,
-    head: &Parts,
+    target: &'a Target,
+    head: &mut Parts,
 ) -> Result<Addressed<'a>, ProxyError> {
     if head.method == Method::CONNECT {
         return Err(ProxyError::MethodNotSupported(Method::CONNECT));
+    }
+    if let Some((name, port)) = target.service() {
+        name_host(head, name, port);
     }
     let authority = headers::authority(head).map_err(ProxyError::BadRequest)?;
     let Some(caller) = shared.caller.get() else {
@@ -85,12 +93,28 @@ pub async fn addressed<'a>(
             "{authority}: this sidecar has no certificate yet"
         )));
     };
-    let (name, port) = resolve(shared, caller, authority)?;
+    let (name, port) = match target.service() {
+        // Where the connection goes, its requests go, whatever host they are for.
+        Some((name, port)) => (name.clone(), port),
+        None => resolve(shared, caller, authority)?,
+    };
     let service = shared.directory.find(snapshot, &name, shared.config.timeouts.discovery).await?;
     if service.port(port).is_none() {
         return Err(ProxyError::UnknownPort { service: name.to_string(), port });
     }
-    Ok(Addressed { caller, service, port })
+    Ok(Addressed { caller, service, port, workload: target.workload() })
+}
+
+/// Names a host where the client may leave it out, which the connection's target stands for: in
+/// HTTP/1.0, and in HTTP/2 (RFC 9113 section 8.3.1).
+fn name_host(head: &mut Parts, name: &ServiceName, port: u16) {
+    let without = head.uri.authority().is_none() && !head.headers.contains_key(HOST);
+    if without
+        && head.version != Version::HTTP_11
+        && let Ok(host) = HeaderValue::try_from(format!("{name}:{port}"))
+    {
+        head.headers.insert(HOST, host);
+    }
 }
 
 fn resolve(shared: &Shared, caller: &Caller, authority: &str) -> Result<(ServiceName, u16), ProxyError> {
@@ -138,6 +162,8 @@ impl Addressed<'_> {
         let (way, edge) = match rule.action(rng) {
             Action::Forward => (Way::Service, governed.edge.clone()),
             Action::Redirect(redirect) => (Way::Redirect(redirect), governed.edge.clone()),
+            // One endpoint was meant, which is no backend's.
+            Action::Backend(_) if self.workload.is_some() => (Way::Service, governed.edge.clone()),
             Action::Backend(backend) => (Way::Backend(backend), governed.backend_edge(rule, backend).clone()),
             Action::NoBackend => {
                 return Err((ProxyError::NoBackend(rule.label.to_string()), governed.edge.clone()));

@@ -11,6 +11,7 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 
 use super::call::{Call, Payload, Terms};
+use super::entry::Target;
 use super::find::{self, Addressed, Decision, Way};
 use super::retry::{self, Sent};
 use super::{mirror, terms};
@@ -29,17 +30,22 @@ use crate::shared::{Caller, Shared};
 use crate::telemetry::record::RequestRecord;
 use crate::telemetry::trace::TraceContext;
 
-/// Carries one request of the application, whose connection comes from `from`, to another sidecar and
-/// the response back.
-pub async fn handle(shared: &Arc<Shared>, from: SocketAddr, request: Request<Incoming>) -> Response<Body> {
+/// Carries one request of the application to another sidecar and the response back. Its connection comes
+/// from `from` and goes to `target`.
+pub async fn handle(
+    shared: &Arc<Shared>,
+    from: SocketAddr,
+    target: &Target,
+    request: Request<Incoming>,
+) -> Response<Body> {
     let at = Instant::now();
     let snapshot = shared.directory.load_full(); // once: one request, one view
     let trace = TraceContext::from_headers(request.headers(), shared.sampling(&snapshot));
     let spoken = headers::spoken(request.headers(), request.version());
-    let (head, body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
     let refuse =
         |error: &ProxyError, edge| respond::with_error(error, RequestRecord::start(edge, at, spoken, trace));
-    let addressed = match find::addressed(shared, &snapshot, &head).await {
+    let addressed = match find::addressed(shared, &snapshot, target, &mut head).await {
         Ok(addressed) => addressed,
         Err(error) => return refuse(&error, find::nowhere(shared)),
     };
@@ -147,6 +153,7 @@ async fn forward(
         head: &head,
         payload: &payload,
         terms,
+        workload: addressed.workload,
     };
     let result = retry::send(&call).await;
     mirror::send(shared, decision.mirrors(&mut rng), &call);

@@ -89,6 +89,7 @@ async fn deliver(shared: &Shared, edge: &Arc<Edge>, mut copy: Copy) -> Result<()
         head: &copy.head,
         payload: &payload,
         terms,
+        workload: None,
     };
     let mut sent = retry::send(&call).await?;
     drop(payload);

@@ -27,6 +27,8 @@ pub struct CallPolicy {
     pub per_try: Option<Duration>,
     /// A body that does not move.
     pub stream_idle: Duration,
+    /// A connection of opaque bytes that does not move.
+    pub tcp_idle: Duration,
     /// Attempts at most, the first included.
     pub attempts: u32,
     /// On which answers a repeatable request is sent again.
@@ -107,6 +109,7 @@ impl CallPolicy {
                 .then_some(config.timeouts.request),
             per_try: span(timeouts.per_try),
             stream_idle: span(timeouts.stream_idle).unwrap_or(config.timeouts.idle),
+            tcp_idle: span(timeouts.stream_idle).unwrap_or(config.timeouts.tcp_idle),
             attempts: 1 + retries.attempts.unwrap_or(2),
             retry_on,
             backoff: Backoff {
@@ -129,6 +132,7 @@ impl CallPolicy {
             head: Some(config.timeouts.request),
             per_try: None,
             stream_idle: config.timeouts.idle,
+            tcp_idle: config.timeouts.tcp_idle,
             attempts: 1,
             retry_on: RetryOn::default(),
             backoff: Backoff { base: Duration::ZERO, max: Duration::ZERO },

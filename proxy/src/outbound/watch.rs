@@ -74,6 +74,12 @@ impl Watch {
         self.report(Outcome::Failure { kind, elapsed });
     }
 
+    /// A connection of opaque bytes is there, `latency` after it was begun: all that is learned of it. It
+    /// stays in flight until it ends.
+    pub fn connected(&mut self, latency: Duration) {
+        self.report(Outcome::Success { latency });
+    }
+
     /// The response is cut off for a reason that is not the endpoint's.
     pub fn cut(&mut self) {
         self.report(Outcome::Ignored);

@@ -1,15 +1,19 @@
 //! One endpoint: its address, the identity it must prove, what is known of it, its connections.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use outrigger_common::identity::SpiffeId;
 use outrigger_common::mtls;
+use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::connector::{Connector, Limits, Reuse};
 use super::drive::{self, Terms};
@@ -18,7 +22,13 @@ use super::pulse;
 use crate::balance::{Candidate, EndpointState};
 use crate::control::state::EndpointFacts;
 use crate::error::ProxyError;
+use crate::tcp::keep_alive;
+use crate::tcp::preface::{self, Answer};
 use crate::telemetry::metrics::Direction;
+use crate::tls::TlsConfigs;
+
+/// A connection to an endpoint's sidecar that carries opaque bytes.
+pub type Opaque = TlsStream<TcpStream>;
 
 /// One workload's offer of one service port. It survives snapshots while these facts do not change.
 #[derive(Debug)]
@@ -86,11 +96,9 @@ impl Endpoint {
     ) -> Result<StreamGuard, ProxyError> {
         // Around the wait for another's attempt as well: waiters must not queue up behind a dead node.
         let acquiring = self.connections.acquire(limits, reuse, async || self.connect(connector).await);
-        tokio::time::timeout(limits.connect, acquiring).await.unwrap_or_else(|_| {
-            let text = format!("no connection within {:?}", limits.connect);
-            let source = std::io::Error::new(std::io::ErrorKind::TimedOut, text);
-            Err(ProxyError::Connect { address: self.address, source })
-        })
+        tokio::time::timeout(limits.connect, acquiring)
+            .await
+            .unwrap_or_else(|_| Err(self.late(limits.connect)))
     }
 
     async fn connect(&self, connector: &Connector) -> Result<Arc<h2::Connection>, ProxyError> {
@@ -107,27 +115,93 @@ impl Endpoint {
 
     async fn connect_tls(&self, connector: &Connector) -> Result<Arc<h2::Connection>, ProxyError> {
         let address = self.address;
+        let tls = self.handshake(connector, |tls| &tls.client).await?;
+        pulse::end_when_unacknowledged(tls.get_ref().0);
+        let terms = Terms { header_bytes: connector.header_bytes, max_age: connector.max_age, pings: true };
+        drive::handshake(tls, terms, &connector.tasks)
+            .await
+            .map_err(|error| ProxyError::Tls { address, source: io::Error::other(error) })
+    }
+
+    /// A connection of its own to the application of this endpoint, for opaque bytes. It is there when
+    /// the application has accepted it.
+    ///
+    /// Cancel safety: safe; a connection being made is dropped.
+    ///
+    /// # Errors
+    /// It did not come about, or may not: not a byte reached the application.
+    pub async fn open(
+        &self,
+        connector: &Connector,
+        hello: &[u8],
+        limit: Duration,
+    ) -> Result<Opaque, ProxyError> {
+        let opening = async {
+            let opened = self.handshake(connector, |tls| &tls.client_tcp).await;
+            let outcome = match &opened {
+                Ok(_) => Some("ok"),
+                Err(ProxyError::Identity { .. }) => Some("identity_mismatch"),
+                Err(ProxyError::Tls { .. }) => Some("failed"),
+                Err(_) => None,
+            };
+            if let Some(outcome) = outcome {
+                connector.metrics.handshake(Direction::Outbound, outcome);
+            }
+            let mut stream = opened?;
+            self.introduce(&mut stream, hello).await?;
+            Ok(stream)
+        };
+        tokio::time::timeout(limit, opening).await.unwrap_or_else(|_| Err(self.late(limit)))
+    }
+
+    /// Says who calls, and hears whether the application has accepted.
+    async fn introduce(&self, stream: &mut Opaque, hello: &[u8]) -> Result<(), ProxyError> {
+        let address = self.address;
+        let broken = |source| ProxyError::Tls { address, source };
+        let senseless = |error: preface::Malformed| broken(io::Error::other(error));
+        keep_alive(stream.get_ref().0);
+        stream.write_all(hello).await.map_err(broken)?;
+        stream.flush().await.map_err(broken)?;
+        let mut head = [0; preface::ANSWER_HEAD];
+        stream.read_exact(&mut head).await.map_err(broken)?;
+        let mut reason = [0; u8::MAX as usize];
+        let reason = &mut reason[..Answer::length(head).map_err(senseless)?];
+        stream.read_exact(reason).await.map_err(broken)?;
+        match Answer::decode(head, reason).map_err(senseless)? {
+            Answer::Connected => Ok(()),
+            Answer::Refused { reason, elsewhere } => {
+                Err(ProxyError::StreamRefused { address, reason, elsewhere })
+            }
+        }
+    }
+
+    fn late(&self, limit: Duration) -> ProxyError {
+        let source = io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {limit:?}"));
+        ProxyError::Connect { address: self.address, source }
+    }
+
+    /// TCP and TLS, to the peer that is registered here and to no other.
+    async fn handshake(
+        &self,
+        connector: &Connector,
+        which: fn(&TlsConfigs) -> &Arc<ClientConfig>,
+    ) -> Result<Opaque, ProxyError> {
+        let address = self.address;
         let tcp =
             TcpStream::connect(address).await.map_err(|source| ProxyError::Connect { address, source })?;
         tcp.set_nodelay(true).map_err(|source| ProxyError::Connect { address, source })?;
-        pulse::end_when_unacknowledged(&tcp);
-        let no_certificate =
-            || ProxyError::Tls { address, source: std::io::Error::other("no certificate yet") };
-        let config = connector.tls.load().as_ref().ok_or_else(no_certificate)?.client.clone();
+        let no_certificate = || ProxyError::Tls { address, source: io::Error::other("no certificate yet") };
+        let config = which(connector.tls.load().as_ref().ok_or_else(no_certificate)?).clone();
         let tls = TlsConnector::from(config)
             .connect(self.server_name.clone(), tcp)
             .await
             .map_err(|source| ProxyError::Tls { address, source })?;
         // Before any application data: a reachable port is not yet the peer that was registered.
         match mtls::peer_id(tls.get_ref().1.peer_certificates().unwrap_or_default()) {
-            Ok(found) if found == self.identity => {}
-            Ok(found) => return Err(self.foreign(found.to_string())),
-            Err(error) => return Err(self.foreign(error.to_string())),
+            Ok(found) if found == self.identity => Ok(tls),
+            Ok(found) => Err(self.foreign(found.to_string())),
+            Err(error) => Err(self.foreign(error.to_string())),
         }
-        let terms = Terms { header_bytes: connector.header_bytes, max_age: connector.max_age, pings: true };
-        drive::handshake(tls, terms, &connector.tasks)
-            .await
-            .map_err(|error| ProxyError::Tls { address, source: std::io::Error::other(error) })
     }
 
     fn foreign(&self, found: String) -> ProxyError {

@@ -7,6 +7,7 @@ use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 use super::metrics::{
     Direction, EdgeKey, Metrics, OVERFLOW, Outcome, RetryOutcome, RetryReason, StatusClass,
 };
+use super::tcp::TcpEdge;
 use crate::reason::Reason;
 
 /// Combinations of status, protocol and reason an edge may have before they share one.
@@ -34,6 +35,8 @@ pub struct Edge {
     /// Bytes of response bodies.
     pub response_bytes: IntCounter,
     outcomes: Mutex<Vec<(Outcome, IntCounter)>>,
+    /// Of connections of opaque bytes, once there is one.
+    tcp: OnceLock<TcpEdge>,
 }
 
 impl Edge {
@@ -50,6 +53,7 @@ impl Edge {
             request_bytes: metrics.request_bytes.with_label_values(&edge),
             response_bytes: metrics.response_bytes.with_label_values(&edge),
             outcomes: Mutex::new(Vec::new()),
+            tcp: OnceLock::new(),
             metrics: metrics.clone(),
             direction: *direction,
             source: source.clone(),
@@ -168,6 +172,20 @@ impl Edge {
     /// Counts a fault made on purpose: `delay` or `abort`.
     pub fn fault(&self, kind: &str) {
         self.event(&self.metrics.policy.faults, kind);
+    }
+
+    /// The handles of connections of opaque bytes.
+    pub(super) fn tcp(&self) -> &TcpEdge {
+        self.tcp
+            .get_or_init(|| self.metrics.tcp.edge([self.direction.as_str(), &self.source, &self.destination]))
+    }
+
+    /// Such a connection has ended; rare enough to be looked up by label.
+    pub(super) fn closed(&self, reason: &str) {
+        if self.folded {
+            self.metrics.folded.inc();
+        }
+        self.event(self.metrics.tcp.closed(), reason);
     }
 
     /// Counts a copy of a request: `answered`, `failed` or `skipped`.

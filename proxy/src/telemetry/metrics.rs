@@ -14,18 +14,19 @@ use prometheus::{
 };
 
 use super::edge::Edge;
+use super::tcp::{Detected, TcpFamilies};
 use crate::control::owners::Lookup;
 use crate::reason::Reason;
 
 /// Upper bounds in seconds, seven a decade from 100 us to 60 s: neighbouring bounds differ by at
 /// most half, so a quantile read from them is off by less than that.
-const BUCKETS: [f64; 41] = [
+pub(super) const BUCKETS: [f64; 41] = [
     0.0001, 0.00015, 0.0002, 0.0003, 0.0004, 0.0005, 0.0007, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.005,
     0.007, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0,
     4.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0,
 ];
 pub(super) const OVERFLOW: &str = "overflow";
-const EDGE: [&str; 3] = ["direction", "source", "destination"];
+pub(super) const EDGE: [&str; 3] = ["direction", "source", "destination"];
 
 /// Which side of an edge this sidecar is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -176,6 +177,7 @@ pub struct Metrics {
     pub(super) response_bytes: IntCounterVec,
     pub(super) retries: IntCounterVec,
     pub(super) policy: PolicyFamilies,
+    pub(super) tcp: TcpFamilies,
     breaker_transitions: IntCounterVec,
     /// Endpoints ejected now; set at each scrape.
     pub breaker_open: IntGauge,
@@ -343,6 +345,7 @@ impl Metrics {
                 &with(&["reason", "outcome"]),
             ),
             policy: PolicyFamilies::new(&registry),
+            tcp: TcpFamilies::new(&registry),
             breaker_transitions: counters(
                 "mesh_circuit_breaker_transitions_total",
                 "Endpoints ejected (open), probed (half_open) and returned (closed).",
@@ -491,6 +494,11 @@ impl Metrics {
         self.breaker_transitions.with_label_values(&[to]).inc();
     }
 
+    /// Counts a connection by what is spoken on it, and how long it took to know.
+    pub fn detected(&self, direction: Direction, what: Detected, took: Duration) {
+        self.tcp.detected(direction.as_str(), what, took);
+    }
+
     /// Counts spans that no collector will see.
     pub fn spans_lost(&self, reason: &str, count: usize) {
         self.spans_dropped.with_label_values(&[reason]).inc_by(u64::try_from(count).unwrap_or(u64::MAX));
@@ -522,6 +530,9 @@ impl Metrics {
         self.inherited("exact");
         self.handshake(Direction::Inbound, "ok");
         self.breaker_transition("open");
+        self.detected(Direction::Outbound, Detected::Opaque, Duration::ZERO);
+        edge.tcp();
+        edge.closed("");
         self.foreign(None, &["unknown_root"]);
         self.spans_lost("queue_full", 0);
         self.registry.gather().iter().map(|family| family.name().to_owned()).collect()
@@ -534,7 +545,7 @@ impl std::fmt::Debug for Metrics {
     }
 }
 
-fn register<C: prometheus::core::Collector + Clone + 'static>(
+pub(super) fn register<C: prometheus::core::Collector + Clone + 'static>(
     registry: &Registry,
     family: prometheus::Result<C>,
 ) -> C {

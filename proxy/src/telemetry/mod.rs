@@ -5,4 +5,5 @@ pub mod environment;
 pub mod metrics;
 pub mod record;
 pub mod spans;
+pub mod tcp;
 pub mod trace;

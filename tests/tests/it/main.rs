@@ -21,6 +21,7 @@ mod keepalive;
 mod lifecycle;
 mod loss;
 mod memory;
+mod opaque;
 mod orders;
 mod overload;
 mod paused;

@@ -75,7 +75,7 @@ fn errors_name_file_line_and_key() {
         (SERVICE.replace("name: orders", "name: Orders"), "mesh.yaml:4", "metadata.name"),
         (SERVICE.replace("port: 80", "port: 0"), "mesh.yaml:8", "port"),
         (SERVICE.replace("port: 80", "port: 70000"), "mesh.yaml:8", "port"),
-        (SERVICE.replace("http1", "tcp"), "mesh.yaml:8", "not supported by this version"),
+        (SERVICE.replace("http1", "udp"), "mesh.yaml:8", "not supported by this version"),
         (SERVICE.replace("kind: Service", "kind: Topic"), "mesh.yaml:2", "not supported by this version"),
         (SERVICE.replace("kind: Service", "kind: TrafficPolicy"), "mesh.yaml:7", "unknown field `ports`"),
         (SERVICE.replace("v1alpha1", "v2"), "mesh.yaml:1", "apiVersion"),

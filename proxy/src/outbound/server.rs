@@ -1,0 +1,79 @@
+//! The HTTP server towards the application.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use http::Version;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+
+use super::entry::Target;
+use super::handle;
+use crate::http::exec::Executor;
+use crate::io::{Prefixed, Stream};
+use crate::shared::Shared;
+
+/// Serves a connection of the application whose first bytes are HTTP of `version`, until it ends or the
+/// drain has let its last request finish.
+pub async fn serve<Io: Stream>(
+    shared: &Arc<Shared>,
+    io: Prefixed<Io>,
+    from: SocketAddr,
+    target: Target,
+    version: Version,
+) {
+    let (spoken, target) = (AtomicBool::new(false), Arc::new(target));
+    let service = service_fn(|request| {
+        spoken.store(true, Ordering::Relaxed);
+        let (shared, target) = (shared.clone(), target.clone());
+        async move { Ok::<_, Infallible>(handle::handle(&shared, from, &target, request).await) }
+    });
+    let (limits, idle) = (&shared.config.limits, shared.config.timeouts.idle);
+    if version == Version::HTTP_2 {
+        let mut builder = http2::Builder::new(Executor(shared.tasks.clone()));
+        builder
+            .timer(TokioTimer::new())
+            .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX));
+        let connection = builder.serve_connection(TokioIo::new(io), service);
+        tokio::select! {
+            () = drive(shared, connection, http2::Connection::graceful_shutdown) => {}
+            // The library has no such timeout for HTTP/2.
+            () = silent(&spoken, idle) => {}
+        }
+    } else {
+        let mut builder = http1::Builder::new();
+        builder.timer(TokioTimer::new()).header_read_timeout(idle).max_buf_size(limits.header_bytes);
+        let connection = builder.serve_connection(TokioIo::new(io), service).with_upgrades();
+        drive(shared, connection, http1::UpgradeableConnection::graceful_shutdown).await;
+    }
+}
+
+/// Resolves when no request has come within `idle`; never once one has.
+async fn silent(spoken: &AtomicBool, idle: Duration) {
+    tokio::time::sleep(idle).await;
+    if spoken.load(Ordering::Relaxed) {
+        std::future::pending::<()>().await;
+    }
+}
+
+async fn drive<C>(shared: &Shared, connection: C, finish: fn(Pin<&mut C>))
+where
+    C: Future<Output = hyper::Result<()>>,
+{
+    tokio::pin!(connection);
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = shared.outbound_drain.signalled() => {
+            finish(connection.as_mut());
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "connection of the application ended");
+    }
+}
