@@ -40,7 +40,9 @@ pub async fn accept<F, Fut>(
                 if stream.set_nodelay(true).is_err() {
                     continue;
                 }
-                let serving = serve(shared.clone(), stream);
+                // Boxed: each future around it would hold a second copy of it, for as long as the
+                // connection lasts.
+                let serving = Box::pin(serve(shared.clone(), stream));
                 shared.connections.spawn(name, async move {
                     serving.await;
                     drop(permit);

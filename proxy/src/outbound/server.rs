@@ -31,7 +31,8 @@ pub async fn serve<Io: Stream>(
     let service = service_fn(|request| {
         spoken.store(true, Ordering::Relaxed);
         let (shared, target) = (shared.clone(), target.clone());
-        async move { Ok::<_, Infallible>(handle::handle(&shared, from, &target, request).await) }
+        // Boxed: hyper keeps room for it on idle connections.
+        Box::pin(async move { Ok::<_, Infallible>(handle::handle(&shared, from, &target, request).await) })
     });
     let (limits, idle) = (&shared.config.limits, shared.config.timeouts.idle);
     if version == Version::HTTP_2 {
