@@ -259,8 +259,10 @@ impl<'a, Io: Stream> Conversation<'a, Io> {
                 };
             }
         };
-        if let Dialled::Done(opened) = dialled {
-            opened.unused().await;
+        match dialled {
+            Dialled::Done(opened) => opened.unused().await,
+            // Not kept until the last request is over, with its place at the server.
+            Dialled::Not | Dialled::Under(_) => drop(dialled),
         }
         self.http(version).await;
     }
