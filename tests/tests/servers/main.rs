@@ -2,4 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // clippy knows tests by their attribute, not what they share.
 
-mod direct;
+mod raw;
+mod road;
+mod tls;
+mod unmarked;
