@@ -14,6 +14,8 @@ const MAX_ID: usize = 2048;
 const REGISTRY_PATH: &str = "/outrigger/registry";
 /// The administrator's path; unreachable for workloads for the same reason.
 const ADMIN_PATH: &str = "/outrigger/admin";
+/// What is shown of a caller without an identity; nobody can prove it, for it is never parsed.
+const NOBODY_PATH: &str = "/outrigger/nobody";
 
 /// Why an id is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -71,6 +73,8 @@ pub enum Principal {
     Registry,
     /// The administrator: the only caller who may write resources and tokens.
     Admin,
+    /// A caller that proved nothing, where that is allowed. No name or pattern of an identity means it.
+    Nobody,
 }
 
 /// A SPIFFE id of this mesh, for example `spiffe://mesh.local/ns/shop/sa/orders`.
@@ -101,6 +105,16 @@ impl SpiffeId {
     /// The administrator's reserved id.
     pub fn admin(trust_domain: TrustDomain) -> Self {
         Self { trust_domain, principal: Principal::Admin }
+    }
+
+    /// Who proved no identity at all.
+    pub fn nobody(trust_domain: TrustDomain) -> Self {
+        Self { trust_domain, principal: Principal::Nobody }
+    }
+
+    /// Whether it was proved.
+    pub fn is_proven(&self) -> bool {
+        self.principal != Principal::Nobody
     }
 
     /// Parses the exact text of a URI SAN; anything this mesh would not issue is refused.
@@ -142,7 +156,7 @@ impl SpiffeId {
     pub fn namespace(&self) -> Option<&str> {
         match &self.principal {
             Principal::Workload { namespace, .. } => Some(namespace),
-            Principal::Registry | Principal::Admin => None,
+            Principal::Registry | Principal::Admin | Principal::Nobody => None,
         }
     }
 
@@ -150,7 +164,7 @@ impl SpiffeId {
     pub fn account(&self) -> Option<&str> {
         match &self.principal {
             Principal::Workload { account, .. } => Some(account),
-            Principal::Registry | Principal::Admin => None,
+            Principal::Registry | Principal::Admin | Principal::Nobody => None,
         }
     }
 }
@@ -162,6 +176,7 @@ impl fmt::Display for SpiffeId {
             Principal::Workload { namespace, account } => write!(f, "/ns/{namespace}/sa/{account}"),
             Principal::Registry => f.write_str(REGISTRY_PATH),
             Principal::Admin => f.write_str(ADMIN_PATH),
+            Principal::Nobody => f.write_str(NOBODY_PATH),
         }
     }
 }
@@ -198,6 +213,7 @@ mod tests {
             "spiffe://mesh.local/ns//sa/orders",
             "spiffe://mesh.local/outrigger/registry/",
             "spiffe://mesh.local/outrigger/other",
+            "spiffe://mesh.local/outrigger/nobody",
             "spiffe://mesh.local/ns/shop/sa/orders?x",
         ] {
             assert!(SpiffeId::parse(id).is_err(), "{id}");

@@ -158,6 +158,7 @@ impl Authority {
             Principal::Workload { .. } => "workload",
             Principal::Registry => "registry",
             Principal::Admin => "admin",
+            Principal::Nobody => "nobody",
         };
         self.metrics.certificates_issued.with_label_values(&[kind]).inc();
         Ok(Issued { leaf, not_before, not_after })

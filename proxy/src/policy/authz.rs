@@ -86,9 +86,10 @@ impl Authorization {
         if self.is_open() {
             return Verdict::Allow;
         }
-        let id = caller.to_string();
-        let matching =
-            |policy: &&Compiled| policy.rules.iter().any(|rule| rule.matches(&id, caller.namespace()));
+        let id = caller.is_proven().then(|| caller.to_string());
+        let matching = |policy: &&Compiled| {
+            policy.rules.iter().any(|rule| rule.matches(id.as_deref(), caller.namespace()))
+        };
         if let Some(policy) = self.deny.iter().find(matching) {
             return Verdict::Deny { policy: Some(&policy.name) };
         }
@@ -149,11 +150,12 @@ impl Callers {
         Self { identities, namespaces }
     }
 
-    fn matches(&self, id: &str, namespace: Option<&str>) -> bool {
+    /// Who has no identity matches no condition on it, `*` included.
+    fn matches(&self, id: Option<&str>, namespace: Option<&str>) -> bool {
         let identified = self
             .identities
             .as_ref()
-            .is_none_or(|patterns| patterns.iter().any(|pattern| pattern.matches(id)));
+            .is_none_or(|patterns| id.is_some_and(|id| patterns.iter().any(|pattern| pattern.matches(id))));
         identified
             && self.namespaces.as_ref().is_none_or(|names| {
                 namespace.is_some_and(|namespace| names.iter().any(|name| **name == *namespace))
@@ -279,6 +281,20 @@ mod tests {
             assert_eq!(may(pattern, &front), matches, "{pattern}");
         }
         assert!(may("spiffe://mesh.local/outrigger/*", &SpiffeId::admin(front.trust_domain().clone())));
+    }
+
+    #[test]
+    fn who_proved_nothing_matches_no_condition_on_who_calls() {
+        let nobody = SpiffeId::nobody(id("a", "b").trust_domain().clone());
+        let may = |action: Action, identities: &[&str], namespaces: &[&str]| {
+            allowed(&[policy("p", action, &[], &[rule(identities, namespaces, &[])])], &nobody)
+        };
+        assert!(allowed(&[], &nobody), "no policy: whoever gets here may call");
+        assert!(!may(Action::Allow, &["*"], &[]) && !may(Action::Allow, &["spiffe://mesh.local/*"], &[]));
+        assert!(!may(Action::Allow, &["spiffe://mesh.local/outrigger/nobody"], &[]));
+        assert!(!may(Action::Allow, &[], &["shop"]));
+        assert!(may(Action::Allow, &[], &[]), "a rule that asks for nothing");
+        assert!(may(Action::Deny, &["*"], &[]) && !may(Action::Deny, &[], &[]));
     }
 
     #[test]

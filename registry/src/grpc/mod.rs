@@ -118,8 +118,8 @@ impl Interceptor for Guard {
         }
         let fits = match (self.allowed, caller.id.principal()) {
             (Allowed::Workloads, Principal::Workload { .. }) | (Allowed::Admin, Principal::Admin) => true,
-            (Allowed::Workloads, Principal::Admin | Principal::Registry)
-            | (Allowed::Admin, Principal::Workload { .. } | Principal::Registry) => false,
+            (Allowed::Workloads, Principal::Admin | Principal::Registry | Principal::Nobody)
+            | (Allowed::Admin, Principal::Workload { .. } | Principal::Registry | Principal::Nobody) => false,
         };
         if !fits || *caller.id.trust_domain() != self.trust_domain {
             let (who, remedy) = match self.allowed {
