@@ -27,13 +27,18 @@ pub struct ListenError {
 ///
 /// Cancel safety: safe.
 pub async fn bind(address: SocketAddr, key: &'static str) -> Result<TcpListener, ListenError> {
-    TcpListener::bind(address).await.map_err(|source| {
+    TcpListener::bind(address).await.map_err(|source| ListenError::new(address, key, source))
+}
+
+impl ListenError {
+    /// What to do when `address` of `key` cannot be listened on for `source`.
+    pub fn new(address: SocketAddr, key: &'static str, source: io::Error) -> Self {
         let remedy = match source.kind() {
             io::ErrorKind::AddrInUse => "another process listens there; stop it or choose another port",
             io::ErrorKind::AddrNotAvailable => "this machine has no such address; use one of its own",
             io::ErrorKind::PermissionDenied => "ports below 1024 need privileges; choose a higher one",
             _ => "see the cause",
         };
-        ListenError { address, key, remedy, source }
-    })
+        Self { address, key, remedy, source }
+    }
 }

@@ -20,6 +20,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use crate::balance::{self, Candidate};
+use crate::capture::uid;
 use crate::control::health::Health;
 use crate::control::owners::{self, Owner};
 use crate::control::status::Status;
@@ -109,7 +110,10 @@ impl Admin {
     }
 
     fn ready(&self) -> Answer {
-        let missing = self.status.missing();
+        let mut missing = self.status.missing();
+        if self.shared.config.capture {
+            missing.extend(uid::complaints(&self.shared.config.services));
+        }
         if missing.is_empty() {
             let mut notes = self.status.notes(Instant::now());
             notes.extend(self.health.notes(&self.shared.config.services));
@@ -167,7 +171,7 @@ fn config(shared: &Shared) -> Value {
     let services: Vec<_> = config
         .services
         .iter()
-        .map(|served| json!({"name": served.name, "port": served.port, "protocol": served.protocol, "target": served.target.to_string(), "health": served.health.to_string()}))
+        .map(|served| json!({"name": served.name, "port": served.port, "protocol": served.protocol, "target": served.target.to_string(), "health": served.health.to_string(), "probes": served.probes.iter().map(ToString::to_string).collect::<Vec<_>>()}))
         .collect();
     let local_ports: Vec<_> = config
         .local_ports
@@ -190,6 +194,8 @@ fn config(shared: &Shared) -> Value {
         "upstreams": config.upstreams.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "outbound": {"listen": shared.own.outbound.to_string(), "ports": local_ports},
         "mesh": {"listen": shared.own.mesh.to_string()},
+        "capture": {"enabled": config.capture},
+        "inbound": {"listen": shared.own.inbound.map(|inbound| inbound.to_string())},
         "admin": {"listen": shared.own.admin.to_string()},
         "workers": crate::runtime::worker_count(config.workers),
         "timeouts": {

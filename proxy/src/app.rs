@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::admin::Admin;
+use crate::capture::listen::bind_pair;
 use crate::config::{Config, LocalPort};
 use crate::control::certs::{self, JoinError, Renewal};
 use crate::control::directory::Directory;
@@ -101,7 +102,10 @@ struct Listeners {
 }
 
 struct DataListeners {
-    outbound: TcpListener,
+    /// One, or one a kind of addresses where connections are captured.
+    outbound: Vec<TcpListener>,
+    /// Where captured connections to the application arrive: none, or as many.
+    inbound: Vec<TcpListener>,
     mesh: TcpListener,
     local_ports: Vec<(TcpListener, Target)>,
 }
@@ -147,6 +151,7 @@ impl Proxy {
             tls,
             connector,
             inherited: Inherited::new(inherited::CAPACITY),
+            leaving: Arc::default(),
             copies: Bound::new(mirror::COPIES),
             svid: Arc::new(ArcSwapOption::empty()),
             caller: OnceLock::new(),
@@ -231,7 +236,14 @@ impl OnDisk {
 }
 
 async fn open(config: &Config) -> Result<(Listeners, OwnAddresses), Error> {
-    let outbound = listen::bind(config.outbound, "outbound.listen").await?;
+    let (outbound, inbound) = if config.capture {
+        (
+            bind_pair(config.outbound, "outbound.listen").await?,
+            bind_pair(config.inbound, "inbound.listen").await?,
+        )
+    } else {
+        (vec![listen::bind(config.outbound, "outbound.listen").await?], Vec::new())
+    };
     let mesh = listen::bind(config.mesh, "mesh.listen").await?;
     let admin = listen::bind(config.admin, "admin.listen").await?;
     let mut local_ports = Vec::new();
@@ -240,7 +252,8 @@ async fn open(config: &Config) -> Result<(Listeners, OwnAddresses), Error> {
         local_ports.push((listen::bind(*listen, "outbound.ports").await?, target));
     }
     let own = OwnAddresses {
-        outbound: outbound.local_addr()?,
+        outbound: outbound[0].local_addr()?,
+        inbound: inbound.first().map(TcpListener::local_addr).transpose()?,
         mesh: mesh.local_addr()?,
         admin: admin.local_addr()?,
         local_ports: local_ports
@@ -250,7 +263,7 @@ async fn open(config: &Config) -> Result<(Listeners, OwnAddresses), Error> {
     };
     // Registered with the control thread's runtime later.
     let admin = admin.into_std()?;
-    Ok((Listeners { data: DataListeners { outbound, mesh, local_ports }, admin }, own))
+    Ok((Listeners { data: DataListeners { outbound, inbound, mesh, local_ports }, admin }, own))
 }
 
 /// The data plane: the outbound side at once, so that early calls get an answer; the mesh side once
@@ -261,15 +274,17 @@ async fn serve(
     identity: oneshot::Receiver<()>,
     ended: oneshot::Receiver<()>,
 ) {
-    let DataListeners { outbound, mesh, local_ports } = listeners;
+    let DataListeners { outbound, inbound, mesh, local_ports } = listeners;
     let tasks = shared.tasks.clone();
     let drain = shared.outbound_drain.clone();
     let stalled = shared.stalled.clone();
     tasks.spawn("stalled responses", async move { stalled.run().await });
-    tasks.spawn(
-        "outbound listener",
-        listener::accept(shared.clone(), outbound, drain, "outbound connection", outbound::serve),
-    );
+    for listener in outbound {
+        tasks.spawn(
+            "outbound listener",
+            listener::accept(shared.clone(), listener, drain.clone(), "outbound connection", outbound::serve),
+        );
+    }
     for (listener, target) in local_ports {
         let serve = move |shared, stream| outbound::serve_to(shared, stream, target.clone());
         let drain = shared.outbound_drain.clone();
@@ -278,8 +293,17 @@ async fn serve(
             listener::accept(shared.clone(), listener, drain, "local port connection", serve),
         );
     }
+    let spawner = tasks.clone();
     tasks.spawn("mesh listener", async move {
         if identity.await.is_ok() {
+            for listener in inbound {
+                let drain = shared.inbound_drain.clone();
+                let serve = inbound::plain::serve;
+                spawner.spawn(
+                    "inbound listener",
+                    listener::accept(shared.clone(), listener, drain, "inbound connection", serve),
+                );
+            }
             let drain = shared.inbound_drain.clone();
             listener::accept(shared.clone(), mesh, drain, "mesh connection", inbound::serve).await;
         }

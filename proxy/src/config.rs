@@ -14,7 +14,7 @@ use outrigger_common::telemetry::LogFormat;
 mod raw;
 
 pub use raw::{Drain, Health, Limits, Pool, Timeouts};
-use raw::{Raw, RawCheck, RawJoin, RawLocalPort, RawService, RawWorkers};
+use raw::{Raw, RawCheck, RawJoin, RawLocalPort, RawProbe, RawService, RawWorkers};
 
 /// Every key, for environment variables and `docs/configuration.md`.
 pub const KEYS: &[Key] = &[
@@ -60,8 +60,8 @@ pub const KEYS: &[Key] = &[
         "services",
         "list",
         "[]",
-        "entries of name, port, protocol, target, health",
-        "What the application serves. name: label within the namespace of the certificate; port: as callers name it; protocol: auto (what the client turns out to speak), http (the client's version), http1, http2, grpc or tcp; target: the application's ip:port; health: how it is checked.",
+        "entries of name, port, protocol, target, health, probes",
+        "What the application serves. name: label within the namespace of the certificate; port: as callers name it; protocol: auto (what the client turns out to speak), http (the client's version), http1, http2, grpc or tcp; target: the application's ip:port; health: how it is checked; probes: paths that are answered without mTLS.",
     ),
     Key::new(
         "upstreams",
@@ -220,6 +220,20 @@ pub const KEYS: &[Key] = &[
         "entries of listen, service, port",
         "Local ports that lead to one port of a service each, whatever is spoken. listen: a loopback ip:port; service: name.namespace.",
     ),
+    Key::new(
+        "capture.enabled",
+        "boolean",
+        "false",
+        "true or false",
+        "Whether connections are redirected to this sidecar by the kernel, see `outrigger capture`. It then listens at outbound.listen for both kinds of addresses, and at inbound.listen.",
+    ),
+    Key::new(
+        "inbound.listen",
+        "ip:port",
+        "0.0.0.0:15006",
+        "any",
+        "Where captured connections to the application arrive, with capture.enabled; 0.0.0.0 means IPv6, too.",
+    ),
     Key::new("log_format", "text", "text", "text or json", "Form of log lines on standard error."),
 ];
 
@@ -236,6 +250,8 @@ pub struct Served {
     pub target: SocketAddr,
     /// How it says that it is ready.
     pub health: Check,
+    /// Paths whose GET is answered without mutual TLS, by status alone.
+    pub probes: Vec<PathAndQuery>,
 }
 
 /// How an application is checked.
@@ -309,6 +325,10 @@ pub struct Config {
     pub mesh: SocketAddr,
     /// The operator's side.
     pub admin: SocketAddr,
+    /// Whether connections are redirected to this sidecar.
+    pub capture: bool,
+    /// Where those to the application arrive.
+    pub inbound: SocketAddr,
     /// Threads that carry requests.
     pub workers: Workers,
     /// Limits in time.
@@ -373,6 +393,8 @@ impl Config {
             local_ports,
             mesh: raw.mesh.listen,
             admin: raw.admin.listen,
+            capture: raw.capture.enabled,
+            inbound: raw.inbound.listen,
             workers,
             timeouts: raw.timeouts,
             pool: raw.pool,
@@ -496,7 +518,10 @@ fn services(origin: &Origin, raw: Vec<RawService>) -> Result<Vec<Served>, Config
     let checked = |(index, raw): (usize, RawService)| {
         let health = check(&raw.health)
             .map_err(|message| origin.error(&format!("services[{index}].health"), message))?;
-        Ok(Served { name: raw.name, port: raw.port, protocol: raw.protocol, target: raw.target, health })
+        let probes = probes(raw.probes)
+            .map_err(|message| origin.error(&format!("services[{index}].probes"), message))?;
+        let RawService { name, port, protocol, target, .. } = raw;
+        Ok(Served { name, port, protocol, target, health, probes })
     };
     raw.into_iter().enumerate().map(checked).collect()
 }
@@ -544,6 +569,20 @@ fn local_ports(origin: &Origin, raw: Vec<RawLocalPort>) -> Result<Vec<LocalPort>
         Ok(LocalPort { listen, service, port })
     });
     checked.collect()
+}
+
+/// Exact paths: without a query, so that nothing an outsider chooses reaches the application.
+fn probes(raw: Vec<RawProbe>) -> Result<Vec<PathAndQuery>, String> {
+    let checked = |RawProbe { path }: RawProbe| {
+        let parsed = PathAndQuery::try_from(path.as_str()).ok();
+        let exact = |parsed: &PathAndQuery| {
+            parsed == &path && !path.contains('?') && path.starts_with('/') && path.len() <= CHECK_LENGTH
+        };
+        parsed.filter(exact).ok_or_else(|| {
+            format!("{path:?} is not a path; write /healthz, up to {CHECK_LENGTH} bytes, without a query")
+        })
+    };
+    raw.into_iter().map(checked).collect()
 }
 
 #[cfg(test)]

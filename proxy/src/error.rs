@@ -218,6 +218,12 @@ pub enum ProxyError {
         /// Another endpoint may do better.
         elsewhere: bool,
     },
+    /// It would leave the mesh, and the mesh's egress mode denies that.
+    #[error("{0} is outside of the mesh, and its egress mode is deny")]
+    EgressDenied(SocketAddr),
+    /// It came without mutual TLS, and the mesh's mTLS mode is strict.
+    #[error("no mutual TLS: only sidecars of the mesh, and declared probes, are answered here")]
+    PlaintextRefused,
     /// On purpose.
     #[error("a fault made on purpose")]
     FaultInjected {
@@ -262,6 +268,8 @@ impl ProxyError {
             Self::DeadlineExceeded => Reason::DeadlineExceeded,
             Self::TryTimeout { .. } => Reason::TryTimeout,
             Self::StreamRefused { reason, .. } => reason.unwrap_or(Reason::UpstreamReset),
+            Self::EgressDenied(_) => Reason::EgressDenied,
+            Self::PlaintextRefused => Reason::PlaintextRefused,
             Self::FaultInjected { .. } => Reason::FaultInjected,
         }
     }
@@ -277,7 +285,7 @@ impl ProxyError {
             }
             // The Gateway API's answer for a rule that cannot be followed.
             Self::NoBackend(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::Denied { .. } => StatusCode::FORBIDDEN,
+            Self::Denied { .. } | Self::EgressDenied(_) | Self::PlaintextRefused => StatusCode::FORBIDDEN,
             Self::RateLimited { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::FaultInjected { status, .. } => *status,
             Self::NotServed(_) => StatusCode::MISDIRECTED_REQUEST,
@@ -319,7 +327,9 @@ impl ProxyError {
             | Self::IdleTimeout(_)
             | Self::DeadlineExceeded => GrpcCode::DeadlineExceeded,
             Self::RateLimited { .. } => GrpcCode::ResourceExhausted,
-            Self::Denied { .. } => GrpcCode::PermissionDenied,
+            Self::Denied { .. } | Self::EgressDenied(_) | Self::PlaintextRefused => {
+                GrpcCode::PermissionDenied
+            }
             Self::RouteNotFound(_) | Self::MethodNotSupported(_) => GrpcCode::Unimplemented,
             Self::BadRequest(_) | Self::Loop(_) => GrpcCode::Internal,
             Self::UnknownService(_)
@@ -398,6 +408,8 @@ impl ProxyError {
             | Self::DeadlineExceeded
             | Self::TryTimeout { .. }
             | Self::StreamRefused { elsewhere: false, .. }
+            | Self::EgressDenied(_)
+            | Self::PlaintextRefused
             | Self::FaultInjected { .. } => Delivery::Unknown,
         }
     }
@@ -441,6 +453,8 @@ impl ProxyError {
             | Self::ConnectionLimit { .. }
             | Self::DeadlineExceeded
             | Self::TryTimeout { .. }
+            | Self::EgressDenied(_)
+            | Self::PlaintextRefused
             | Self::FaultInjected { .. } => false,
             Self::StreamRefused { reason, .. } => {
                 // It cannot reach its application: as good as gone.

@@ -23,6 +23,8 @@
 //!             policy          who may call, how often; retries; a fair turn
 //!             exchange        the application, over pool::app
 //!           <- the response with its processing time
+//! CAPTURED  outbound: capture (original destination, whose it is) -> a target
+//!           inbound::plain (mTLS mode) -> refused, a probe answered, or inbound::handle as nobody
 //! CONTROL   control::{certs, register, watch} on a thread of their own
 //!             state -> compile -> directory, which requests read
 //!             disk            the same for the next start
@@ -31,6 +33,7 @@
 pub mod admin;
 pub mod app;
 pub mod balance;
+pub mod capture;
 pub mod cli;
 pub mod config;
 pub mod control;

@@ -67,11 +67,15 @@ pub enum Reason {
     Redirected,
     /// The drain's deadline ended the connection.
     Drained,
+    /// The mesh's egress mode lets nobody out.
+    EgressDenied,
+    /// The mesh's mTLS mode lets no plaintext in.
+    PlaintextRefused,
 }
 
 impl Reason {
     /// Every reason, for the documentation's test.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 34] = [
         Self::BadRequest,
         Self::Loop,
         Self::MethodNotSupported,
@@ -104,6 +108,8 @@ impl Reason {
         Self::FaultInjected,
         Self::Redirected,
         Self::Drained,
+        Self::EgressDenied,
+        Self::PlaintextRefused,
     ];
 
     /// The text in headers, labels and logs.
@@ -141,6 +147,8 @@ impl Reason {
             Self::FaultInjected => "fault_injected",
             Self::Redirected => "redirected",
             Self::Drained => "drained",
+            Self::EgressDenied => "egress_denied",
+            Self::PlaintextRefused => "plaintext_refused",
         }
     }
 

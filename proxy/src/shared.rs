@@ -1,6 +1,6 @@
 //! What every connection of this sidecar shares.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwapOption;
@@ -11,6 +11,7 @@ use outrigger_common::mtls::Svid;
 use outrigger_common::name::ServiceName;
 use outrigger_common::tasks::Tasks;
 
+use crate::capture::leaving::Leaving;
 use crate::config::Config;
 use crate::control::directory::Directory;
 use crate::control::snapshot::Snapshot;
@@ -39,6 +40,8 @@ pub struct Shared {
     pub connector: Connector,
     /// The requests the application works on, for the calls it makes for them.
     pub inherited: Arc<Inherited>,
+    /// Connections of this sidecar's own that leave the mesh.
+    pub leaving: Arc<Leaving>,
     /// Copies of requests under way.
     pub copies: Arc<Bound>,
     /// The current identity; none before the first.
@@ -84,13 +87,16 @@ pub struct OwnAddresses {
     pub mesh: SocketAddr,
     /// The operator's side.
     pub admin: SocketAddr,
+    /// Where captured connections to the application arrive, if they are captured.
+    pub inbound: Option<SocketAddr>,
     /// Local ports that lead to one service port each, in the order of the configuration.
     pub local_ports: Vec<SocketAddr>,
 }
 
 impl OwnAddresses {
     fn all(&self) -> impl Iterator<Item = SocketAddr> {
-        [self.outbound, self.mesh, self.admin].into_iter().chain(self.local_ports.iter().copied())
+        let always = [self.outbound, self.mesh, self.admin].into_iter();
+        always.chain(self.inbound).chain(self.local_ports.iter().copied())
     }
 
     /// Whether connecting to `target` reaches the sidecar itself.
@@ -98,7 +104,7 @@ impl OwnAddresses {
         self.all().any(|own| {
             own.port() == target.port()
                 && (own.ip() == target.ip()
-                    || own.ip().is_unspecified()
+                    || (own.ip().is_unspecified() && is_local(target.ip()))
                     || (own.ip().is_loopback() && target.ip().is_loopback()))
         })
     }
@@ -113,6 +119,11 @@ impl OwnAddresses {
     pub fn has_port(&self, port: u16) -> bool {
         self.all().any(|own| own.port() == port)
     }
+}
+
+/// Whether an address is one of this machine's: only then can a socket have it (bind(2)).
+fn is_local(address: IpAddr) -> bool {
+    UdpSocket::bind((address, 0)).is_ok()
 }
 
 /// Who this workload is towards others.

@@ -39,6 +39,7 @@ pub struct Mesh {
     /// The registry's process.
     pub registry: Process,
     config: PathBuf,
+    prefix: Vec<String>,
     // Last: children are gone before their directory.
     directory: Logs,
 }
@@ -86,6 +87,18 @@ impl Mesh {
     /// # Panics
     /// When it does not start.
     pub async fn with(extra: &Value, environment: &[(String, String)]) -> Self {
+        Self::launch(extra, environment, &[]).await
+    }
+
+    /// The same run by a command, such as `ip netns exec NAME`.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub async fn within(prefix: &[String], extra: &Value) -> Self {
+        Self::launch(extra, &[], prefix).await
+    }
+
+    async fn launch(extra: &Value, environment: &[(String, String)], prefix: &[String]) -> Self {
         let directory = Logs(tempfile::tempdir().expect("a temporary directory"));
         let path = directory.0.path();
         let mut settings = json!({
@@ -95,13 +108,13 @@ impl Mesh {
         });
         merge(&mut settings, extra);
         let config = write(path, "registry.yaml", &settings);
-        let mut registry = start_registry(&config, environment, path);
+        let mut registry = start_registry(&config, environment, (prefix, path));
         let at = registry.announced().await;
         let (grpc, http) = (address(&at, "grpc"), address(&at, "http"));
         // Started again, it listens on the same ports.
         merge(&mut settings, &json!({"grpc": {"listen": grpc}, "http": {"listen": http}}));
         write(path, "registry.yaml", &settings);
-        Self { grpc, http, registry, config, directory }
+        Self { grpc, http, registry, config, prefix: prefix.to_vec(), directory }
     }
 
     /// Where everything of the test lies.
@@ -117,7 +130,7 @@ impl Mesh {
     /// Starts the registry again, on the same ports and data.
     pub async fn restart_registry(&mut self) {
         self.registry.kill();
-        self.registry = start_registry(&self.config, &[], self.directory.0.path());
+        self.registry = start_registry(&self.config, &[], (&self.prefix, self.directory.0.path()));
         self.registry.announced().await;
     }
 
@@ -319,9 +332,16 @@ pub fn execute(args: &[&str]) {
     assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-fn start_registry(config: &Path, environment: &[(String, String)], directory: &Path) -> Process {
+fn start_registry(
+    config: &Path,
+    environment: &[(String, String)],
+    (prefix, directory): (&[String], &Path),
+) -> Process {
     let config = config.to_string_lossy();
-    Process::start("registry", &["registry", "--config", &config, "--output", "json"], environment, directory)
+    let args = ["registry", "--config", &config, "--output", "json"];
+    let mut command = process::command_within(prefix, &args);
+    command.envs(environment.iter().map(|(key, value)| (key, value)));
+    Process::spawn("registry", command, directory)
 }
 
 /// A sidecar's configuration.

@@ -28,6 +28,33 @@ pub(super) struct Raw {
     pub(super) drain: Drain,
     pub(super) log_format: LogFormat,
     pub(super) state_dir: Option<PathBuf>,
+    pub(super) capture: RawCapture,
+    pub(super) inbound: RawInbound,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawCapture {
+    pub(super) enabled: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawInbound {
+    pub(super) listen: SocketAddr,
+}
+
+impl Default for RawInbound {
+    fn default() -> Self {
+        Self { listen: ([0, 0, 0, 0], 15006).into() }
+    }
+}
+
+/// A path that is answered without mutual TLS.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawProbe {
+    pub(super) path: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -74,6 +101,8 @@ pub(super) struct RawService {
     pub(super) target: SocketAddr,
     #[serde(default)]
     pub(super) health: RawCheck,
+    #[serde(default)]
+    pub(super) probes: Vec<RawProbe>,
 }
 
 /// One of them, or none.

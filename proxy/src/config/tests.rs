@@ -80,6 +80,13 @@ fn wrong_values_name_their_place_and_the_remedy() {
             "proxy.yaml:6",
             "one of",
         ),
+        (
+            format!(
+                "{with_token}services:\n  - name: orders\n    port: 80\n    target: 127.0.0.1:1\n    probes: [{{path: healthz}}]\n"
+            ),
+            "proxy.yaml:6",
+            "without a query",
+        ),
         (format!("{with_token}health:\n  unhealthy_after: 0\n"), "proxy.yaml:3", "1 to 100"),
         (format!("{with_token}workload: {{weight: 0}}\n"), "proxy.yaml:2", "1 to 1000"),
         (format!("{with_token}upstreams: [orders]\n"), "proxy.yaml:2", "name.namespace"),
@@ -123,5 +130,20 @@ fn an_application_is_checked_as_its_entry_says() {
     for text in ["{tcp: false}", "{http: '/a#b'}", "{http: 'http://a/b'}", "{https: /}", "{http: '/a b'}"] {
         let entry = format!("services: [{{name: orders, port: 80, target: 127.0.0.1:1, health: {text}}}]");
         assert!(load(&format!("join: {{token: {TOKEN}}}\n{entry}\n")).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn probes_are_exact_paths() {
+    let load = |probe: &str| {
+        let entry = format!("services: [{{name: orders, port: 80, target: 127.0.0.1:1, probes: [{probe}]}}]");
+        load(&format!("join: {{token: {TOKEN}}}\n{entry}\n")).map(|config| config.services[0].probes.clone())
+    };
+    assert_eq!(load("").unwrap(), [""; 0]);
+    assert_eq!(load("{path: /healthz}, {path: /a/b%20c}").unwrap(), ["/healthz", "/a/b%20c"]);
+    for wrong in
+        ["{path: ''}", "{path: '/a?b'}", "{path: '/a#b'}", "{path: 'http://a/b'}", "{path: '/a b'}", "{}"]
+    {
+        assert!(load(wrong).is_err(), "{wrong}");
     }
 }

@@ -79,6 +79,22 @@ impl Directory {
         self.owners.owner(address, limit).await
     }
 
+    /// Resolves when a snapshot is in force of which it `holds`, at once if it is already.
+    ///
+    /// Cancel safety: safe.
+    pub async fn until(&self, holds: impl Fn(&Snapshot) -> bool) {
+        let mut version = self.version.subscribe();
+        loop {
+            version.borrow_and_update();
+            if holds(&self.snapshot.load()) {
+                return;
+            }
+            if version.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
     async fn ask(&self, name: &ServiceName) -> Entry {
         let mut version = self.version.subscribe();
         // A closed channel means that the process is ending: the timeout answers.

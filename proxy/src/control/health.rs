@@ -243,6 +243,7 @@ mod tests {
             protocol: outrigger_api::resource::Protocol::Http1,
             target: ([127, 0, 0, 1], 8080).into(),
             health: config::Check::Tcp,
+            probes: Vec::new(),
         };
         let health = Health::new(1);
         let how = How {

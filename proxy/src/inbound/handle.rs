@@ -51,7 +51,9 @@ pub async fn handle(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
     let mut record = RequestRecord::start(port.edge(&peer.id, &source), now, spoken, trace);
     let (head, body) = request.into_parts();
     record.with_span(&shared.spans, &head);
-    record.secured(|| peer.id.to_string());
+    if peer.id.is_proven() {
+        record.secured(|| peer.id.to_string());
+    }
     let asked = Asked::read(&head.headers, now);
     let arrived = Arrived { head, body, client, asked };
     match carry(shared, peer, port, arrived, &mut record).await {
@@ -217,7 +219,11 @@ fn prepare(head: &mut Parts, peer: &Peer, record: &RequestRecord, span: u64) -> 
     // What the peer's application claimed about identities goes; what the peer proved comes.
     headers::strip_claims(map);
     headers::strip_hop_by_hop(map);
-    map.insert(headers::CLIENT_CERT, peer.client_cert.clone());
+    match &peer.client_cert {
+        Some(proven) => _ = map.insert(headers::CLIENT_CERT, proven.clone()),
+        // What an outsider says of itself.
+        None => _ = map.remove(&headers::CLIENT_CERT),
+    }
     record.trace.inject(map, span);
     Ok(())
 }

@@ -3,7 +3,9 @@
 
 pub mod exchange;
 pub mod handle;
+pub mod plain;
 pub mod policy;
+pub mod probe;
 pub mod served;
 pub mod tcp;
 
@@ -16,6 +18,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
+use outrigger_api::resource::MtlsMode;
 use outrigger_common::identity::SpiffeId;
 use outrigger_common::mtls;
 use tokio::net::TcpStream;
@@ -41,8 +44,8 @@ const CONNECTION_WINDOW: u32 = 1 << 20;
 pub struct Peer {
     /// From its certificate.
     pub id: SpiffeId,
-    /// For the application: whose call it is.
-    pub client_cert: HeaderValue,
+    /// For the application: whose call it is; nothing of who proved nothing.
+    pub client_cert: Option<HeaderValue>,
     /// The port named by SNI, if this sidecar serves it.
     pub port: Option<Arc<ServedPort>>,
     /// What SNI said.
@@ -99,7 +102,7 @@ fn peer(shared: &Shared, stream: &TlsStream<TcpStream>) -> Result<Arc<Peer>, (&'
     let port = shared.served.get().and_then(|served| served.find(&asked));
     let client_cert = HeaderValue::try_from(format!("By={};URI={id}", own.id))
         .map_err(|error| refuse(error.to_string()))?;
-    Ok(Arc::new(Peer { id, client_cert, port, asked }))
+    Ok(Arc::new(Peer { id, client_cert: Some(client_cert), port, asked }))
 }
 
 /// Resolves when a connection should take no new requests: the drain has begun, or it is older than
@@ -111,9 +114,17 @@ async fn enough(shared: &Shared) {
     }
 }
 
-/// Resolves when a new policy no longer lets the peer call. Who was not let in from the beginning is
+/// Resolves when a new policy no longer lets the peer call, or the mesh no longer lets in who proved
+/// nothing. Who was not let in from the beginning is
 /// told so request by request instead.
-async fn denied(peer: &Peer) {
+async fn denied(shared: &Shared, peer: &Peer) {
+    tokio::select! {
+        () = denied_by_policy(peer) => {}
+        () = shared.directory.until(|snapshot| snapshot.mtls == MtlsMode::Strict), if !peer.id.is_proven() => {}
+    }
+}
+
+async fn denied_by_policy(peer: &Peer) {
     let Some(port) = &peer.port else { return std::future::pending().await };
     let allowed = || port.policy().authorize(&peer.id, &port.service).is_ok();
     let mut version = port.policy_version();
@@ -130,7 +141,8 @@ async fn denied(peer: &Peer) {
     }
 }
 
-async fn serve_h2(shared: &Arc<Shared>, stream: TlsStream<TcpStream>, peer: Arc<Peer>) -> hyper::Result<()> {
+/// HTTP/2 as peers are served.
+fn h2_builder(shared: &Shared) -> http2::Builder<Executor> {
     let mut builder = http2::Builder::new(Executor(shared.tasks.clone()));
     builder
         .timer(TokioTimer::new())
@@ -139,6 +151,11 @@ async fn serve_h2(shared: &Arc<Shared>, stream: TlsStream<TcpStream>, peer: Arc<
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(u32::try_from(shared.config.limits.header_bytes).unwrap_or(u32::MAX))
         .keep_alive_interval(Duration::from_secs(30));
+    builder
+}
+
+async fn serve_h2(shared: &Arc<Shared>, stream: TlsStream<TcpStream>, peer: Arc<Peer>) -> hyper::Result<()> {
+    let builder = h2_builder(shared);
     let service = service_fn(|request| {
         let (shared, peer) = (shared.clone(), peer.clone());
         async move { Ok::<_, Infallible>(handle::handle(&shared, &peer, request).await) }
@@ -176,7 +193,7 @@ async fn drive<C: GracefulConnection<Error = hyper::Error>>(
     };
     tokio::select! {
         result = gently => result,
-        () = denied(peer) => {
+        () = denied(shared, peer) => {
             tracing::info!(peer = %peer.id, port = peer.asked, "connection ended: its peer may not call any more");
             Ok(())
         }

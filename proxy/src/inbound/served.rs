@@ -6,6 +6,7 @@ use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
+use http::uri::PathAndQuery;
 use outrigger_api::resource::policy::TrafficPolicySpec;
 use outrigger_api::resource::{Protocol, Resource};
 use outrigger_common::identity::SpiffeId;
@@ -14,21 +15,27 @@ use outrigger_common::tasks::Tasks;
 use tokio::sync::watch;
 
 use super::policy::{self, PortPolicy, Served};
+use super::{plain, probe};
 use crate::config::Config;
 use crate::control::snapshot::server_name;
 use crate::control::state::State;
 use crate::error::ProxyError;
 use crate::outbound::policy::server_budget;
 use crate::policy::budget::ServerBudget;
-use crate::policy::limit::Concurrency;
+use crate::policy::limit::{Bound, Concurrency};
 use crate::pool::app::{self, AppLimits, AppPool};
 use crate::route::DEFAULT_ROUTE;
 use crate::telemetry::edge::Edge;
 use crate::telemetry::metrics::{Direction, Metrics};
 
-/// All served ports, by the server name that names them.
+/// All served ports.
 #[derive(Debug)]
-pub struct ServedPorts(HashMap<String, Arc<ServedPort>>);
+pub struct ServedPorts {
+    /// By the server name that names them.
+    by_name: HashMap<String, Arc<ServedPort>>,
+    /// By the number of the port the application listens on: the first of those that share it.
+    by_target: HashMap<u16, Arc<ServedPort>>,
+}
 
 /// One served port.
 #[derive(Debug)]
@@ -45,6 +52,10 @@ pub struct ServedPort {
     pub budget: ServerBudget,
     /// How many requests the application has at once.
     pub concurrency: Arc<Concurrency>,
+    /// Paths whose GET is answered without mutual TLS: those of all services with this target.
+    pub probes: Vec<PathAndQuery>,
+    /// Such answers under way.
+    pub probing: Arc<Bound>,
     policy: ArcSwap<PortPolicy>,
     /// Counts the policies, so that live connections look again.
     version: watch::Sender<u64>,
@@ -81,10 +92,12 @@ impl ServedPorts {
             header_bytes: config.limits.header_bytes,
             max_age: config.pool.max_age,
         };
-        let (mut ports, now) = (HashMap::new(), Instant::now());
+        let (mut by_name, mut by_target, now) = (HashMap::new(), HashMap::new(), Instant::now());
         let built_in = TrafficPolicySpec::built_in();
         for served in &config.services {
             let service = ServiceName::new(namespace, &served.name)?;
+            let target = served.target.port();
+            let together = config.services.iter().filter(|other| other.target.port() == target);
             let port = ServedPort {
                 protocol: served.protocol,
                 number: served.port,
@@ -96,20 +109,29 @@ impl ServedPorts {
                 metrics: metrics.clone(),
                 edges: RwLock::default(),
                 service: service.clone(),
+                probes: together.flat_map(|served| served.probes.iter().cloned()).collect(),
+                probing: Bound::new(probe::AT_ONCE),
             };
-            ports.insert(server_name(&service, served.port), Arc::new(port));
+            let port = Arc::new(port);
+            by_target.entry(target).or_insert_with(|| port.clone());
+            by_name.insert(server_name(&service, served.port), port);
         }
-        Ok(Self(ports))
+        Ok(Self { by_name, by_target })
     }
 
     /// The port an SNI names, if it is served.
     pub fn find(&self, server_name: &str) -> Option<Arc<ServedPort>> {
-        self.0.get(server_name).cloned()
+        self.by_name.get(server_name).cloned()
+    }
+
+    /// The port whose application listens on `port`, if one does.
+    pub fn at_target(&self, port: u16) -> Option<Arc<ServedPort>> {
+        self.by_target.get(&port).cloned()
     }
 
     /// Puts the newest policies in force at the ports of a service. On the control thread.
     pub fn govern(&self, service: &str, state: &State, config: &Config) {
-        for port in self.0.values().filter(|port| port.service.as_str() == service) {
+        for port in self.by_name.values().filter(|port| port.service.as_str() == service) {
             let policies = state.policies(service).cloned().unwrap_or_default();
             port.govern(&policies, state, config);
         }
@@ -117,7 +139,7 @@ impl ServedPorts {
 
     /// Every port, for people.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &ServedPort)> {
-        self.0.iter().map(|(name, port)| (name.as_str(), port.as_ref()))
+        self.by_name.iter().map(|(name, port)| (name.as_str(), port.as_ref()))
     }
 }
 
@@ -187,5 +209,8 @@ impl ServedPort {
 
 /// What a caller is called when its sidecar does not say.
 pub fn account_name(caller: &SpiffeId) -> String {
+    if !caller.is_proven() {
+        return plain::NOBODY.to_owned();
+    }
     format!("{}.{}", caller.account().unwrap_or_default(), caller.namespace().unwrap_or_default())
 }

@@ -66,7 +66,11 @@ async fn hear(stream: &mut Inward) -> std::io::Result<Hello> {
 }
 
 /// Whether the peer is let in, and its connection to the application.
-async fn admit(shared: &Shared, peer: &Peer, port: &ServedPort) -> Result<(TcpStream, Duration), ProxyError> {
+pub(super) async fn admit(
+    shared: &Shared,
+    peer: &Peer,
+    port: &ServedPort,
+) -> Result<(TcpStream, Duration), ProxyError> {
     match port.protocol {
         Protocol::Auto | Protocol::Tcp => {}
         // What a policy says of requests must not be passed by where only requests are served.
@@ -113,7 +117,7 @@ async fn carry(
             End::Server(_) => Some(Reason::AppReset),
             End::Idle => Some(Reason::IdleTimeout),
         },
-        () = denied(peer) => {
+        () = denied(shared, peer) => {
             tracing::info!(peer = %peer.id, port = peer.asked, "connection ended: its peer may not call any more");
             Some(Reason::Denied)
         }
@@ -127,7 +131,7 @@ async fn carry(
 }
 
 /// Resolves when the drain's time is over.
-async fn drained(shared: &Shared) {
+pub(super) async fn drained(shared: &Shared) {
     shared.inbound_drain.signalled().await;
     tokio::time::sleep_until(Instant::now() + shared.config.drain.deadline).await;
 }

@@ -51,6 +51,27 @@ pub enum Target {
     },
     /// An address outside of the mesh, which the egress policy allows.
     Outside(SocketAddr),
+    /// Nowhere: it was captured on its way to this address, and does not go on.
+    Refused(SocketAddr, Refusal),
+}
+
+/// Why a captured connection does not go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// It would come back to this sidecar.
+    Loop,
+    /// It would leave the mesh, which the egress policy denies.
+    Egress,
+}
+
+impl Refusal {
+    /// What is said about it.
+    pub fn error(self, address: SocketAddr) -> ProxyError {
+        match self {
+            Self::Loop => ProxyError::Loop(address.to_string()),
+            Self::Egress => ProxyError::EgressDenied(address),
+        }
+    }
 }
 
 impl Target {
@@ -58,7 +79,7 @@ impl Target {
     pub fn service(&self) -> Option<(&ServiceName, u16)> {
         match self {
             Self::Service { name, port } | Self::Endpoint { name, port, .. } => Some((name, *port)),
-            Self::Named | Self::Outside(_) => None,
+            Self::Named | Self::Outside(_) | Self::Refused(..) => None,
         }
     }
 
@@ -66,7 +87,7 @@ impl Target {
     pub fn workload(&self) -> Option<&str> {
         match self {
             Self::Endpoint { workload, .. } => Some(workload),
-            Self::Named | Self::Service { .. } | Self::Outside(_) => None,
+            Self::Named | Self::Service { .. } | Self::Outside(_) | Self::Refused(..) => None,
         }
     }
 }
@@ -77,6 +98,10 @@ pub async fn serve<Io: Stream>(shared: Arc<Shared>, io: Io, from: SocketAddr, ta
     match target {
         Target::Named => named(&shared, io, from).await,
         Target::Outside(address) => tcp::outside(&shared, io, address).await,
+        Target::Refused(address, why) => {
+            let conversation = Conversation::new(&shared, io, from, target);
+            Box::pin(conversation.last_word(&why.error(address), None)).await;
+        }
         target @ (Target::Service { .. } | Target::Endpoint { .. }) => {
             known(&shared, io, from, target).await;
         }

@@ -87,6 +87,9 @@ pub async fn addressed<'a>(
     if let Some((name, port)) = target.service() {
         name_host(head, name, port);
     }
+    if let Target::Refused(address, why) = target {
+        return Err(why.error(*address));
+    }
     let authority = headers::authority(head).map_err(ProxyError::BadRequest)?;
     let Some(caller) = shared.caller.get() else {
         return Err(ProxyError::DiscoveryUnavailable(format!(

@@ -19,12 +19,17 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 
+use crate::capture;
 use crate::shared::Shared;
 use entry::Target;
 
-/// Serves one connection to the listener that applications are pointed at.
+/// Serves one connection to the listener that applications are pointed at, and captured ones led to.
 pub async fn serve(shared: Arc<Shared>, stream: TcpStream) {
-    serve_to(shared, stream, Target::Named).await;
+    if shared.config.capture {
+        capture::serve(shared, stream).await;
+    } else {
+        serve_to(shared, stream, Target::Named).await;
+    }
 }
 
 /// Serves one connection to a listener that leads to `target`.

@@ -16,6 +16,7 @@ use super::destination::{self, Destination};
 use super::find;
 use super::watch::Watch;
 use crate::balance::{Ask, FailureKind};
+use crate::capture::leaving::Left;
 use crate::control::snapshot::{Entry, Service, ServicePort};
 use crate::error::{Delivery, ProxyError};
 use crate::io::{Prefixed, Stream};
@@ -233,7 +234,7 @@ pub async fn outside<C: Stream>(shared: &Shared, client: C, address: SocketAddr)
     let edge = shared.metrics.edge(Direction::Outbound, source, OUTSIDE, DEFAULT_ROUTE);
     let record = ConnectionRecord::start(edge, shared.metrics.clone());
     match connect_outside(shared, address).await {
-        Ok(server) => {
+        Ok((server, _left)) => {
             keep_alive(&server);
             copy(shared, client, server, shared.config.timeouts.tcp_idle, record).await;
         }
@@ -241,16 +242,17 @@ pub async fn outside<C: Stream>(shared: &Shared, client: C, address: SocketAddr)
     }
 }
 
-async fn connect_outside(shared: &Shared, address: SocketAddr) -> Result<TcpStream, ProxyError> {
+async fn connect_outside(shared: &Shared, address: SocketAddr) -> Result<(TcpStream, Left), ProxyError> {
     if shared.own.contains(address) {
         return Err(ProxyError::Loop(address.to_string()));
     }
     let limit = shared.config.timeouts.connect.max(OUTSIDE_CONNECT);
     let failed = |source| ProxyError::Connect { address, source };
-    let connected = tokio::time::timeout(limit, TcpStream::connect(address)).await;
-    let tcp = connected.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())).map_err(failed)?;
+    let connected = tokio::time::timeout(limit, shared.leaving.connect(address)).await;
+    let (tcp, left) =
+        connected.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())).map_err(failed)?;
     tcp.set_nodelay(true).map_err(failed)?;
-    Ok(tcp)
+    Ok((tcp, left))
 }
 
 /// It cannot be carried: a reset, for an end would be one of the server's.

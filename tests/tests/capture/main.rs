@@ -3,6 +3,10 @@
 //!
 //! | Module | What it is about |
 //! |---|---|
+//! | [`scene`] | a registry, two applications with sidecars and an outsider, each on a machine of its own |
+//! | [`outbound`] | what a captured application reaches |
+//! | [`inbound`] | what reaches a captured application |
+//! | [`edges`] | where capture meets what it was not made for |
 //! | [`rules`] | `outrigger capture`: what is redirected and what is not, with no sidecar at all |
 //! | [`plain`] | the programs that stand for applications and the outside |
 //!
@@ -10,5 +14,9 @@
 
 #![allow(clippy::unwrap_used)] // clippy knows tests by their attribute, not what they share.
 
+mod edges;
+mod inbound;
+mod outbound;
 mod plain;
 mod rules;
+mod scene;

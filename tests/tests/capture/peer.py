@@ -41,6 +41,8 @@ class Udp(socketserver.BaseRequestHandler):
 
 
 def serve(greeting, ports):
+    # A client that breaks off is no news.
+    socketserver.BaseServer.handle_error = lambda *_: None
     servers = []
     for family in (socket.AF_INET, socket.AF_INET6):
         for port in ports:

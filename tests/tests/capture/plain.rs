@@ -14,7 +14,7 @@ pub(crate) const APP: u32 = 1000;
 pub(crate) const PYTHON: &str = "/usr/bin/python3";
 const PEER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/capture/peer.py");
 
-/// A running `peer.py`, ended when dropped.
+/// A running program, `peer.py` or another, ended when dropped.
 pub(crate) struct Peer {
     child: Child,
     output: BufReader<std::process::ChildStdout>,
@@ -23,7 +23,12 @@ pub(crate) struct Peer {
 impl Peer {
     /// Starts it as a user, and waits for its first line.
     pub(crate) fn start(host: &Host, uid: u32, words: &[&str]) -> (Self, String) {
-        let mut command = host.command(&host.prefix_as(uid), &[&[PYTHON, PEER], words].concat());
+        Self::run(host, uid, &[&[PYTHON, PEER], words].concat())
+    }
+
+    /// The same with any program.
+    pub(crate) fn run(host: &Host, uid: u32, words: &[&str]) -> (Self, String) {
+        let mut command = host.command(&host.prefix_as(uid), words);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
         let mut peer = Self { child, output };

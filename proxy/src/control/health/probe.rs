@@ -76,14 +76,33 @@ pub async fn check(served: &Served, limit: Duration, tasks: &Tasks) -> Result<()
         match &served.health {
             Check::Tcp => Ok(()),
             Check::Http(path) => {
-                // An application that speaks HTTP/2 alone is asked in it.
-                let h2 = matches!(served.protocol, Protocol::Http2 | Protocol::Grpc);
-                http(tcp, path, h2.then_some(tasks)).await
+                // Ready with 2xx or 3xx: what Kubernetes' kubelet takes for success. Redirects are not
+                // followed: where they lead may be another application.
+                match http(tcp, path, served.protocol, tasks).await? {
+                    status if status.is_success() || status.is_redirection() => Ok(()),
+                    status => Err(Failure::Status(status)),
+                }
             }
             Check::Grpc(service) => grpc(tcp, service, tasks).await,
         }
     };
     tokio::time::timeout(limit, checking).await.unwrap_or(Err(Failure::Timeout(limit)))
+}
+
+/// What the application at `target` answers to a GET, within `limit`: its status, whatever that is.
+///
+/// Cancel safety: the connection is closed.
+///
+/// # Errors
+/// Why there is no answer.
+pub async fn status(
+    target: SocketAddr,
+    path: &PathAndQuery,
+    protocol: Protocol,
+    (limit, tasks): (Duration, &Tasks),
+) -> Result<StatusCode, Failure> {
+    let asking = async { http(connect(target).await?, path, protocol, tasks).await };
+    tokio::time::timeout(limit, asking).await.unwrap_or(Err(Failure::Timeout(limit)))
 }
 
 async fn connect(target: SocketAddr) -> Result<TcpStream, Failure> {
@@ -93,13 +112,18 @@ async fn connect(target: SocketAddr) -> Result<TcpStream, Failure> {
     })
 }
 
-/// GET, ready with 2xx or 3xx: what Kubernetes' kubelet takes for success. Redirects are not followed:
-/// where they lead may be another application. With `tasks`: in HTTP/2 with prior knowledge.
-async fn http(tcp: TcpStream, path: &PathAndQuery, tasks: Option<&Tasks>) -> Result<(), Failure> {
+/// GET, in HTTP/2 with prior knowledge if the application speaks that alone.
+async fn http(
+    tcp: TcpStream,
+    path: &PathAndQuery,
+    protocol: Protocol,
+    tasks: &Tasks,
+) -> Result<StatusCode, Failure> {
+    let h2 = matches!(protocol, Protocol::Http2 | Protocol::Grpc);
     let authority = authority(&tcp)?;
     let request = Request::get(path.as_str()).header(USER_AGENT, AGENT);
-    let status = match tasks {
-        None => {
+    match h2 {
+        false => {
             let request = request.header(HOST, authority.as_str()).header(CONNECTION, "close");
             let request = request.body(Empty::<Bytes>::new()).map_err(broken)?;
             let mut builder = http1::Builder::new();
@@ -107,7 +131,7 @@ async fn http(tcp: TcpStream, path: &PathAndQuery, tasks: Option<&Tasks>) -> Res
             let (mut sender, driver) = builder.handshake(TokioIo::new(tcp)).await.map_err(broken)?;
             driven(read(async move { sender.send_request(request).await }), driver).await
         }
-        Some(tasks) => {
+        true => {
             let uri = Uri::builder().scheme("http").authority(authority).path_and_query(path.clone());
             let request = request.uri(uri.build().map_err(broken)?);
             let request = request.body(Empty::<Bytes>::new()).map_err(broken)?;
@@ -115,8 +139,7 @@ async fn http(tcp: TcpStream, path: &PathAndQuery, tasks: Option<&Tasks>) -> Res
                 http2_builder(tasks).handshake(TokioIo::new(tcp)).await.map_err(broken)?;
             driven(read(async move { sender.send_request(request).await }), driver).await
         }
-    }?;
-    if status.is_success() || status.is_redirection() { Ok(()) } else { Err(Failure::Status(status)) }
+    }
 }
 
 /// The answer's status, with its body read to the end or up to a bound.

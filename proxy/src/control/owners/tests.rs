@@ -20,6 +20,7 @@ fn owners() -> Arc<Owners> {
         outbound: at("127.0.0.1:15001"),
         mesh: at("0.0.0.0:15008"),
         admin: at("127.0.0.1:15020"),
+        inbound: None,
         local_ports: Vec::new(),
     };
     Arc::new(Owners::new(own, Arc::new(Metrics::new(8))))

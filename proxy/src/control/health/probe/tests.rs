@@ -17,7 +17,7 @@ const LONG: Duration = Duration::from_secs(20);
 const SHORT: Duration = Duration::from_millis(100);
 
 fn served(target: SocketAddr, protocol: Protocol, health: Check) -> Served {
-    Served { name: "orders".into(), port: 80, protocol, target, health }
+    Served { name: "orders".into(), port: 80, protocol, target, health, probes: Vec::new() }
 }
 
 async fn listen() -> (TcpListener, SocketAddr) {
