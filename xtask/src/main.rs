@@ -6,6 +6,7 @@
 mod budget;
 mod check;
 mod components;
+mod go;
 mod image;
 mod shell;
 mod steps;
