@@ -357,6 +357,11 @@ impl Recorder {
                 };
                 if let Some(data) = frame.data_ref() {
                     bytes.extend_from_slice(data);
+                    // With HTTP/2 it may have been the last, which the echo of it would not be; after 100
+                    // empty ones that are not, a client's h2 takes us for an attacker.
+                    if data.is_empty() {
+                        continue;
+                    }
                 }
                 if let Some(found) = frame.trailers_ref() {
                     trailers = Some(found.clone());

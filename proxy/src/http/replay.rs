@@ -10,6 +10,7 @@ use bytes::{Buf, Bytes};
 use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
+use outrigger_common::tasks::Tasks;
 use tokio::sync::Notify;
 use tokio::time::Sleep;
 
@@ -24,6 +25,7 @@ struct Shared {
     state: Mutex<State>,
     sent: Notify,
     idle: Duration,
+    tasks: Tasks,
 }
 
 #[derive(Debug)]
@@ -73,8 +75,9 @@ pub struct RequestBody {
 pub struct BrokenBody;
 
 impl Replay {
-    /// Keeps up to `bound` bytes; a body that stands still for `idle` fails.
-    pub fn new(client: Incoming, bound: usize, idle: Duration) -> Self {
+    /// Keeps up to `bound` bytes; a body that stands still for `idle` fails. A task waits for an end that
+    /// the client announces late.
+    pub fn new(client: Incoming, bound: usize, idle: Duration, tasks: &Tasks) -> Self {
         let ended = client.is_end_stream();
         let state = State {
             client,
@@ -89,7 +92,7 @@ impl Replay {
             moved: Instant::now(),
             failed: None,
         };
-        Self(Arc::new(Shared { state: Mutex::new(state), sent: Notify::new(), idle }))
+        Self(Arc::new(Shared { state: Mutex::new(state), sent: Notify::new(), idle, tasks: tasks.clone() }))
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -174,6 +177,38 @@ impl Shared {
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().expect("no holder of this lock panics")
     }
+
+    /// Reads what may follow the last announced byte, as long as `attempt` is the latest: the end, or
+    /// trailers.
+    fn poll_tail(&self, attempt: u32, context: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.lock();
+        while state.attempt == attempt && !state.ended && state.failed.is_none() {
+            match ready!(Pin::new(&mut state.client).poll_frame(context)) {
+                // One without bytes.
+                Some(Ok(frame)) if frame.is_data() => {}
+                Some(Ok(frame)) => state.trail(frame),
+                Some(Err(_)) => state.failed = Some(Failed::Client),
+                None => state.ended = true,
+            }
+        }
+        Poll::Ready(())
+    }
+}
+
+impl State {
+    /// Ends the body with these trailers.
+    fn trail(&mut self, frame: Frame<Bytes>) {
+        self.trailers = frame.into_trailers().ok().map(|mut trailers| {
+            headers::strip_claims(&mut trailers);
+            trailers
+        });
+        self.ended = true;
+    }
+
+    /// Whether all announced bytes are here, and only the end of the stream is missing.
+    fn lacks_only_its_end(&self) -> bool {
+        !self.ended && self.failed.is_none() && self.client.size_hint().exact() == Some(0)
+    }
 }
 
 impl RequestBody {
@@ -221,11 +256,7 @@ impl RequestBody {
         let data = match frame.into_data() {
             Ok(data) => data,
             Err(frame) => {
-                state.trailers = frame.into_trailers().ok().map(|mut trailers| {
-                    headers::strip_claims(&mut trailers);
-                    trailers
-                });
-                state.ended = true;
+                state.trail(frame);
                 return self.end(state);
             }
         };
@@ -267,11 +298,24 @@ impl RequestBody {
 
 impl Drop for RequestBody {
     /// An upstream that has all it wants drops the body before asking for its end.
+    ///
+    /// A client of HTTP/2 may announce the end in a frame of its own, later than its last byte. Without
+    /// anybody who waits for it the stream would be reset, which such a client is in the middle of ending:
+    /// some then drop a response they have in full (RFC 9113 section 8.1 says they must not).
     fn drop(&mut self) {
         let mut state = self.shared.lock();
-        if state.attempt == self.attempt && !self.ended {
-            state.sent_at.get_or_insert_with(Instant::now);
-            self.shared.sent.notify_waiters();
+        if state.attempt != self.attempt || self.ended {
+            return;
+        }
+        state.sent_at.get_or_insert_with(Instant::now);
+        self.shared.sent.notify_waiters();
+        if state.lacks_only_its_end() {
+            let (shared, attempt) = (self.shared.clone(), self.attempt);
+            self.shared.tasks.spawn("end of a request", async move {
+                let tail = std::future::poll_fn(|context| shared.poll_tail(attempt, context));
+                // A client that never ends it has its stream reset after all.
+                let _elapsed = tokio::time::timeout(shared.idle, tail).await;
+            });
         }
     }
 }

@@ -144,7 +144,7 @@ async fn carry(
     let span = if own { record.parent_for_next_hop() } else { new_span_id() };
     prepare(&mut head, peer, record, span)?;
     let remembered = shared.inherited.remember(record.trace.trace_id, span, inheritance);
-    let replay = (!body.is_end_stream()).then(|| Replay::new(body, 0, stream_idle));
+    let replay = (!body.is_end_stream()).then(|| Replay::new(body, 0, stream_idle, &shared.tasks));
     if let Some(replay) = &replay {
         record.request_body(replay.clone());
     }

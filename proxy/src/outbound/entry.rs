@@ -153,14 +153,25 @@ async fn known<Io: Stream>(shared: &Arc<Shared>, io: Io, from: SocketAddr, targe
     match place.protocol() {
         Protocol::Tcp => Box::pin(tcp::carry(shared, io, from, &place)).await,
         Protocol::Auto => Box::pin(Conversation::new(shared, io, from, target).begin(&place)).await,
-        Protocol::Http | Protocol::Http1 | Protocol::Http2 | Protocol::Grpc => {
-            Box::pin(declared_http(shared, io, from, target)).await;
+        Protocol::Http | Protocol::Http1 => {
+            Box::pin(declared_http(shared, io, from, target, Version::HTTP_11)).await;
+        }
+        Protocol::Http2 | Protocol::Grpc => {
+            Box::pin(declared_http(shared, io, from, target, Version::HTTP_2)).await;
         }
     }
 }
 
-/// HTTP, because the service says so: only its version is to be found out.
-async fn declared_http<Io: Stream>(shared: &Arc<Shared>, mut io: Io, from: SocketAddr, target: Target) {
+/// HTTP, because the service says so: only its version is to be found out. What is neither is refused as
+/// a client of `usual` understands it: by a response, or where an HTTP/2 preface was to come by the end
+/// of the connection (RFC 9113 section 3.4).
+async fn declared_http<Io: Stream>(
+    shared: &Arc<Shared>,
+    mut io: Io,
+    from: SocketAddr,
+    target: Target,
+    usual: Version,
+) {
     let mut bytes = Vec::new();
     let telling = async {
         match read_into(&mut io, &mut bytes).await {
@@ -173,7 +184,11 @@ async fn declared_http<Io: Stream>(shared: &Arc<Shared>, mut io: Io, from: Socke
         () = shared.outbound_drain.signalled() => return,
     };
     let Ok(Some(verdict)) = told else { return };
-    let version = if verdict == Verdict::Http2 { Version::HTTP_2 } else { Version::HTTP_11 };
+    let version = match verdict {
+        Verdict::Http1 => Version::HTTP_11,
+        Verdict::Http2 => Version::HTTP_2,
+        Verdict::Tls(_) | Verdict::Opaque | Verdict::More { .. } => usual,
+    };
     let io = Prefixed::new(Bytes::from(bytes), io);
     server::serve(shared, io, from, target, version).await;
 }

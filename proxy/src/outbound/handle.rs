@@ -138,7 +138,7 @@ async fn forward(
     let payload = if body.is_end_stream() {
         Payload::Empty
     } else {
-        let replay = Replay::new(body, policy.buffer, policy.stream_idle);
+        let replay = Replay::new(body, policy.buffer, policy.stream_idle, &shared.tasks);
         record.request_body(replay.clone());
         Payload::Replay(replay)
     };
