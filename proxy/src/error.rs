@@ -220,7 +220,7 @@ pub enum ProxyError {
     },
     /// It would leave the mesh, and the mesh's egress mode denies that.
     #[error("{0} is outside of the mesh, and its egress mode is deny")]
-    EgressDenied(SocketAddr),
+    EgressDenied(String),
     /// It came without mutual TLS, and the mesh's mTLS mode is strict.
     #[error("no mutual TLS: only sidecars of the mesh, and declared probes, are answered here")]
     PlaintextRefused,

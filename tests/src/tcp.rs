@@ -28,7 +28,19 @@ impl TcpApp {
         F: Fn(TcpStream) -> Fut + Send + 'static,
         Fut: Future<Output = ()> + Send + 'static,
     {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        Self::on("127.0.0.1:0", handle).await
+    }
+
+    /// The same at an address of this machine.
+    ///
+    /// # Panics
+    /// When this machine does not have it.
+    pub async fn on<F, Fut>(listen: &str, handle: F) -> Self
+    where
+        F: Fn(TcpStream) -> Fut + Send + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        let listener = TcpListener::bind(listen).await.expect("a free port");
         let address = listener.local_addr().expect("a listener has an address");
         let (accepted, end) = (Arc::new(AtomicUsize::new(0)), DrainTrigger::new());
         let (count, drain, tasks) = (accepted.clone(), end.listen(), Tasks::current());

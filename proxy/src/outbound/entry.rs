@@ -69,7 +69,7 @@ impl Refusal {
     pub fn error(self, address: SocketAddr) -> ProxyError {
         match self {
             Self::Loop => ProxyError::Loop(address.to_string()),
-            Self::Egress => ProxyError::EgressDenied(address),
+            Self::Egress => ProxyError::EgressDenied(address.to_string()),
         }
     }
 }
@@ -138,7 +138,7 @@ async fn named<Io: Stream>(shared: &Arc<Shared>, mut io: Io, from: SocketAddr) {
         Verdict::Opaque | Verdict::More { .. } => (Version::HTTP_11, Detected::Opaque),
     };
     shared.metrics.detected(Direction::Outbound, detected, since.elapsed());
-    Box::pin(server::serve(shared, io, from, Target::Named, version)).await;
+    server::serve(shared, io, from, Target::Named, version).await;
 }
 
 /// Anything, to a service that is known before the first byte.

@@ -14,7 +14,7 @@ use super::call::{Call, Payload, Terms};
 use super::entry::Target;
 use super::find::{self, Addressed, Decision, Way};
 use super::retry::{self, Sent};
-use super::{mirror, terms};
+use super::{connect, mirror, terms};
 use crate::control::snapshot::Snapshot;
 use crate::error::ProxyError;
 use crate::http::body::{Body, Ending, Held, ResponseBody, Times};
@@ -42,6 +42,12 @@ pub async fn handle(
     let snapshot = shared.directory.load_full(); // once: one request, one view
     let trace = TraceContext::from_headers(request.headers(), shared.sampling(&snapshot));
     let spoken = headers::spoken(request.headers(), request.version());
+    if *target == Target::Named && connect::asked(&request) {
+        let tunnel = Box::pin(connect::open(shared, from, request)).await;
+        return tunnel.unwrap_or_else(|error| {
+            respond::with_error(&error, RequestRecord::start(find::nowhere(shared), at, spoken, trace))
+        });
+    }
     let (mut head, body) = request.into_parts();
     let refuse =
         |error: &ProxyError, edge| respond::with_error(error, RequestRecord::start(edge, at, spoken, trace));

@@ -2,6 +2,7 @@
 
 pub mod attempt;
 pub mod call;
+pub mod connect;
 pub mod destination;
 pub mod entry;
 pub mod find;

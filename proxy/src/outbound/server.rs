@@ -20,7 +20,20 @@ use crate::shared::Shared;
 
 /// Serves a connection of the application whose first bytes are HTTP of `version`, until it ends or the
 /// drain has let its last request finish.
-pub async fn serve<Io: Stream>(
+///
+/// Boxed: what goes through a tunnel may be HTTP again, and a connection that has not spoken should not
+/// hold the room for it.
+pub fn serve<Io: Stream>(
+    shared: &Arc<Shared>,
+    io: Prefixed<Io>,
+    from: SocketAddr,
+    target: Target,
+    version: Version,
+) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+    Box::pin(run(shared, io, from, target, version))
+}
+
+async fn run<Io: Stream>(
     shared: &Arc<Shared>,
     io: Prefixed<Io>,
     from: SocketAddr,

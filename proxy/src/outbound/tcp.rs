@@ -34,7 +34,7 @@ use crate::telemetry::tcp::ConnectionRecord;
 /// The destination's label of what leaves the mesh: its addresses would be labels without end.
 const OUTSIDE: &str = "outside";
 /// Longest wait for a connection to leave the mesh, at least: hosts outside are farther away.
-const OUTSIDE_CONNECT: Duration = Duration::from_secs(10);
+pub const OUTSIDE_CONNECT: Duration = Duration::from_secs(10);
 /// The port a TLS hello without any other hint is for.
 const HTTPS: u16 = 443;
 /// Longest wait for the last words to a connection that will not be used.
@@ -230,19 +230,32 @@ async fn named(shared: &Shared, name: Option<&str>) -> Result<Place, ProxyError>
 
 /// Carries a connection to an address outside of the mesh, untouched.
 pub async fn outside<C: Stream>(shared: &Shared, client: C, address: SocketAddr) {
-    let source = shared.caller.get().map_or("unknown", |caller| caller.source.as_str());
-    let edge = shared.metrics.edge(Direction::Outbound, source, OUTSIDE, DEFAULT_ROUTE);
-    let record = ConnectionRecord::start(edge, shared.metrics.clone());
     match connect_outside(shared, address).await {
-        Ok((server, _left)) => {
-            keep_alive(&server);
-            copy(shared, client, server, shared.config.timeouts.tcp_idle, record).await;
-        }
-        Err(error) => refuse(&client, record, &error),
+        Ok(outside) => join_outside(shared, client, outside).await,
+        Err(error) => refuse(&client, record_outside(shared), &error),
     }
 }
 
-async fn connect_outside(shared: &Shared, address: SocketAddr) -> Result<(TcpStream, Left), ProxyError> {
+/// Joins a client to the connection that was made for it.
+pub async fn join_outside<C: Stream>(shared: &Shared, client: C, (server, left): (TcpStream, Left)) {
+    keep_alive(&server);
+    copy(shared, client, server, shared.config.timeouts.tcp_idle, record_outside(shared)).await;
+    drop(left);
+}
+
+fn record_outside(shared: &Shared) -> ConnectionRecord {
+    let source = shared.caller.get().map_or("unknown", |caller| caller.source.as_str());
+    let edge = shared.metrics.edge(Direction::Outbound, source, OUTSIDE, DEFAULT_ROUTE);
+    ConnectionRecord::start(edge, shared.metrics.clone())
+}
+
+/// A connection to an address outside of the mesh.
+///
+/// Cancel safety: safe.
+///
+/// # Errors
+/// It did not come about in time, or leads back here.
+pub async fn connect_outside(shared: &Shared, address: SocketAddr) -> Result<(TcpStream, Left), ProxyError> {
     if shared.own.contains(address) {
         return Err(ProxyError::Loop(address.to_string()));
     }

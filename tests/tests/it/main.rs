@@ -37,3 +37,4 @@ mod shop;
 mod stalled;
 mod state;
 mod timeouts;
+mod tunnels;

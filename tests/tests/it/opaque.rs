@@ -12,6 +12,8 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::shop::policy;
+
 const DB: &str = "db.shop";
 const OPENED: &str = "mesh_tcp_connections_opened_total";
 const CLOSED: &str = "mesh_tcp_connections_closed_total";
@@ -128,4 +130,191 @@ async fn http_on_a_local_port_is_governed_as_http_whatever_its_host() {
         let old = outrigger_tests::client::raw(front.ports[0], b"GET / HTTP/1.0\r\n\r\n").await;
         assert!(old.starts_with("HTTP/1.0 200") && old.ends_with("app"), "{old}");
     }
+}
+
+#[tokio::test]
+async fn a_server_may_speak_first_unmarked() {
+    let mesh = Mesh::start().await;
+    let app = TcpApp::start(|mut stream| async move {
+        // A health check is gone by now.
+        if stream.write_all(b"220 ready\r\n").await.is_ok() {
+            let mut words = Vec::new();
+            let _broken = stream.read_to_end(&mut words).await;
+            let _broken = stream.write_all(&words).await;
+        }
+    })
+    .await;
+    let (db, front) = pair(&mesh, "auto", app.address).await;
+    let mut stream = TcpStream::connect(front.ports[0]).await.unwrap();
+    let mut greeting = [0; 11];
+    soon("the greeting", stream.read_exact(&mut greeting)).await.unwrap();
+    assert_eq!(&greeting, b"220 ready\r\n");
+    // Even what looks like HTTP is the server's now.
+    stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut rest = Vec::new();
+    soon("the end", stream.read_to_end(&mut rest)).await.unwrap();
+    assert_eq!(rest, b"GET / HTTP/1.1\r\n\r\n");
+    let metrics = front.metrics().await;
+    assert_eq!(metrics.sum(DETECTED, &[("direction", "outbound"), ("protocol", "server_first")]), 1.0);
+    assert_eq!(db.metrics().await.sum(OPENED, &[]), 1.0, "one connection for one");
+}
+
+#[tokio::test]
+async fn a_client_that_speaks_http_late_is_still_governed_as_http() {
+    let (mesh, app) = (Mesh::start().await, App::start("app").await);
+    let (db, front) = pair(&mesh, "auto", app.address).await;
+    let mut stream = TcpStream::connect(front.ports[0]).await.unwrap();
+    until("its silence has the server dialled", || async { db.metrics().await.sum(OPENED, &[]) == 1.0 })
+        .await;
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: db\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    soon("the answer", stream.read_to_string(&mut answer)).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("app"), "{answer}");
+    until("what was dialled is closed unused", || async {
+        db.metrics().await.sum(CLOSED, &[("reason", "")]) == 1.0
+    })
+    .await;
+    let metrics = front.metrics().await;
+    assert_eq!(metrics.sum("mesh_requests_total", &[("status", "200")]), 1.0);
+    assert_eq!(metrics.sum(OPENED, &[]), 0.0, "none of the application's");
+}
+
+/// A connection through the local port that the application has answered.
+async fn answered(front: &Sidecar) -> TcpStream {
+    let mut stream = TcpStream::connect(front.ports[0]).await.unwrap();
+    stream.write_all(b"\0hello").await.unwrap();
+    let mut echo = [0; 6];
+    soon("the echo", stream.read_exact(&mut echo)).await.unwrap();
+    stream
+}
+
+/// Waits until the connection ends, and not orderly.
+async fn is_reset(stream: &mut TcpStream) {
+    let mut rest = Vec::new();
+    let error = soon("a reset", stream.read_to_end(&mut rest)).await.expect_err("an orderly end");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+/// Waits until that many connections have ended for a reason.
+async fn ended(sidecar: &Sidecar, reason: &str, count: f64) {
+    until(&format!("{} counts {reason}", sidecar.id), || async {
+        sidecar.metrics().await.sum(CLOSED, &[("reason", reason)]) == count
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_breaks_is_reset_at_the_other_end() {
+    let mesh = Mesh::start().await;
+    let broken = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let seen = broken.clone();
+    let app = TcpApp::start(move |mut stream| {
+        let seen = seen.clone();
+        async move {
+            let mut word = [0; 6];
+            if stream.read_exact(&mut word).await.is_ok() {
+                stream.write_all(&word).await.unwrap();
+                if let Err(error) = stream.read_exact(&mut word).await {
+                    let reset = error.kind() == std::io::ErrorKind::ConnectionReset;
+                    seen.store(reset, std::sync::atomic::Ordering::Relaxed);
+                }
+                stream.set_zero_linger().unwrap();
+            }
+        }
+    })
+    .await;
+    let (db, front) = pair(&mesh, "auto", app.address).await;
+    let mut stream = answered(&front).await;
+    stream.write_all(b"again!").await.unwrap();
+    is_reset(&mut stream).await;
+    ended(&front, "upstream_reset", 1.0).await;
+    ended(&db, "app_reset", 1.0).await;
+
+    let stream = answered(&front).await;
+    stream.set_zero_linger().unwrap();
+    drop(stream);
+    until("the application sees a reset", || async { broken.load(std::sync::atomic::Ordering::Relaxed) })
+        .await;
+    ended(&front, "client_closed", 1.0).await;
+    ended(&db, "client_closed", 1.0).await;
+
+    // The mesh itself breaks in between.
+    let mut stream = answered(&front).await;
+    drop(db);
+    is_reset(&mut stream).await;
+    ended(&front, "upstream_reset", 2.0).await;
+}
+
+#[tokio::test]
+async fn a_connection_that_cannot_be_made_is_made_elsewhere() {
+    let mesh = Mesh::start().await;
+    let app = TcpApp::echo().await;
+    let slow = json!({"health": {"interval": "10m"}});
+    let dead = TcpApp::echo().await;
+    let _dead = mesh.sidecar("db-0").serves_at("db", 5432, "tcp", dead.address).config(&slow).start().await;
+    let live = mesh.sidecar("db-1").serves_at("db", 5432, "tcp", app.address).config(&slow).start().await;
+    let front = mesh.sidecar("front").config(&local_ports(&[5432])).start().await;
+    front.knows_healthy(DB, 2).await;
+    drop(dead);
+    // Among so many, some are first tried at the dead one.
+    for _ in 0..20 {
+        assert_eq!(converse(front.ports[0], b"hello").await, b"hello");
+    }
+    let metrics = front.metrics().await;
+    assert!(metrics.sum("mesh_retries_total", &[("reason", "undelivered"), ("outcome", "sent")]) >= 1.0);
+    assert_eq!(metrics.sum(CLOSED, &[("reason", "")]), metrics.sum(CLOSED, &[]), "nobody noticed");
+    assert!(metrics.sum("mesh_circuit_breaker_transitions_total", &[("to", "open")]) >= 1.0);
+    drop((live, app));
+    let mut stream = TcpStream::connect(front.ports[0]).await.unwrap();
+    is_reset(&mut stream).await;
+}
+
+#[tokio::test]
+async fn policies_hold_for_connections() {
+    let mesh = Mesh::start().await;
+    let app = TcpApp::echo().await;
+    let (db, front) = pair(&mesh, "tcp", app.address).await;
+    front.caught_up(mesh.apply(&policy("db", "connectionPool: {maxConnections: 1}")).await).await;
+    let first = answered(&front).await;
+    let mut second = TcpStream::connect(front.ports[0]).await.unwrap();
+    is_reset(&mut second).await;
+    ended(&front, "connection_limit", 1.0).await;
+    drop(first);
+    ended(&front, "", 1.0).await;
+
+    front.caught_up(mesh.apply(&policy("db", "timeouts: {streamIdle: 300ms}")).await).await;
+    let mut idle = answered(&front).await;
+    is_reset(&mut idle).await;
+    mesh.delete(&policy("db", "")).await;
+    front.forgot("TrafficPolicy shop/db").await;
+
+    let mut open = answered(&front).await;
+    let nobody = "apiVersion: outrigger.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: db, namespace: shop}\nspec:\n  targetRefs: [{kind: Service, name: db}]\n  action: Allow\n  rules: [{identities: [\"spiffe://mesh.local/ns/shop/sa/nobody\"]}]\n";
+    mesh.apply(nobody).await;
+    // Who was let in is put out, and nobody is let in again.
+    is_reset(&mut open).await;
+    ended(&db, "denied", 1.0).await;
+    let mut refused = TcpStream::connect(front.ports[0]).await.unwrap();
+    is_reset(&mut refused).await;
+    ended(&front, "denied", 1.0).await;
+    assert_eq!(front.metrics().await.sum("mesh_circuit_breaker_transitions_total", &[("to", "open")]), 0.0);
+}
+
+#[tokio::test]
+async fn a_drain_gives_connections_its_time_and_no_more() {
+    let mesh = Mesh::start().await;
+    let app = TcpApp::echo().await;
+    let drain = json!({"drain": {"deadline": "1s"}});
+    let db = mesh.sidecar("db-1").serves_at("db", 5432, "tcp", app.address).config(&drain).start().await;
+    let front = mesh.sidecar("front").config(&local_ports(&[5432])).start().await;
+    front.knows_healthy(DB, 1).await;
+    let mut open = answered(&front).await;
+    assert_eq!(db.post_drain().await, 202);
+    front.knows(DB, &[]).await;
+    open.write_all(b"still!").await.unwrap();
+    let mut echo = [0; 6];
+    soon("it goes on", open.read_exact(&mut echo)).await.unwrap();
+    is_reset(&mut open).await;
+    ended(&front, "upstream_reset", 1.0).await;
 }

@@ -102,9 +102,9 @@ async fn malformed_requests_are_refused_and_reach_nobody() {
         ),
         ("a header too large", format!("GET / HTTP/1.1\r\nhost: orders.shop\r\nx-long: {long}\r\n\r\n"), 431),
         (
-            "CONNECT",
-            "CONNECT orders.shop:80 HTTP/1.1\r\nhost: orders.shop:80\r\nconnection: close\r\n\r\n".to_owned(),
-            501,
+            "CONNECT without a port",
+            "CONNECT orders.shop HTTP/1.1\r\nhost: orders.shop\r\nconnection: close\r\n\r\n".to_owned(),
+            400,
         ),
     ];
     for (what, bytes, status) in cases {
