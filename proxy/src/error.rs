@@ -24,6 +24,9 @@ pub enum ProxyError {
     /// The target cannot be understood.
     #[error("{0}")]
     BadRequest(&'static str),
+    /// A transfer coding that the message must not have.
+    #[error("the only transfer coding carried is chunked, once")]
+    UnknownCoding,
     /// The target is this sidecar.
     #[error("{0} is this sidecar's own address; name a service instead")]
     Loop(String),
@@ -144,6 +147,12 @@ pub enum ProxyError {
         #[source]
         source: hyper::Error,
     },
+    /// The application agreed to an upgrade that nobody asked for, or not in the words of the protocol.
+    #[error("the application at {0} switched protocols in a way that was not asked for")]
+    AppSwitched(SocketAddr),
+    /// The application is declared to speak HTTP/2, and does not take extended CONNECT.
+    #[error("the application at {0} takes no upgrades over HTTP/2 (RFC 8441)")]
+    NoUpgrade(SocketAddr),
     /// The application sent no response head.
     #[error("the application sent no response head within {0:?}")]
     AppTimeout(Duration),
@@ -238,9 +247,9 @@ impl ProxyError {
     /// The code of the list.
     pub fn reason(&self) -> Reason {
         match self {
-            Self::BadRequest(_) => Reason::BadRequest,
+            Self::BadRequest(_) | Self::UnknownCoding => Reason::BadRequest,
             Self::Loop(_) => Reason::Loop,
-            Self::MethodNotSupported(_) => Reason::MethodNotSupported,
+            Self::MethodNotSupported(_) | Self::NoUpgrade(_) => Reason::MethodNotSupported,
             Self::UnknownService(_) => Reason::UnknownService,
             Self::UnknownPort { .. } => Reason::UnknownPort,
             Self::DiscoveryUnavailable(_) => Reason::DiscoveryUnavailable,
@@ -254,7 +263,9 @@ impl ProxyError {
             Self::ClientClosed => Reason::ClientClosed,
             Self::NotServed(_) => Reason::NotServed,
             Self::AppUnreachable { .. } => Reason::AppUnreachable,
-            Self::AppUnsent(_) | Self::AppRefused { .. } | Self::AppReset { .. } => Reason::AppReset,
+            Self::AppUnsent(_) | Self::AppRefused { .. } | Self::AppReset { .. } | Self::AppSwitched(_) => {
+                Reason::AppReset
+            }
             Self::AppTimeout(_) => Reason::AppTimeout,
             Self::RouteNotFound(_) => Reason::RouteNotFound,
             Self::NoBackend(_) => Reason::NoBackend,
@@ -279,7 +290,9 @@ impl ProxyError {
         match self {
             Self::BadRequest(_) | Self::ClientClosed => StatusCode::BAD_REQUEST,
             Self::Loop(_) => StatusCode::LOOP_DETECTED,
-            Self::MethodNotSupported(_) => StatusCode::NOT_IMPLEMENTED,
+            Self::MethodNotSupported(_) | Self::UnknownCoding | Self::NoUpgrade(_) => {
+                StatusCode::NOT_IMPLEMENTED
+            }
             Self::UnknownService(_) | Self::UnknownPort { .. } | Self::RouteNotFound(_) => {
                 StatusCode::NOT_FOUND
             }
@@ -307,7 +320,7 @@ impl ProxyError {
             | Self::PendingLimit { .. }
             | Self::ConnectionLimit { .. }
             | Self::StreamRefused { .. } => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Reset { .. } | Self::AppReset { .. } => StatusCode::BAD_GATEWAY,
+            Self::Reset { .. } | Self::AppReset { .. } | Self::AppSwitched(_) => StatusCode::BAD_GATEWAY,
             Self::RequestTimeout(_)
             | Self::AppTimeout(_)
             | Self::DeadlineExceeded
@@ -330,8 +343,10 @@ impl ProxyError {
             Self::Denied { .. } | Self::EgressDenied(_) | Self::PlaintextRefused => {
                 GrpcCode::PermissionDenied
             }
-            Self::RouteNotFound(_) | Self::MethodNotSupported(_) => GrpcCode::Unimplemented,
-            Self::BadRequest(_) | Self::Loop(_) => GrpcCode::Internal,
+            Self::RouteNotFound(_) | Self::MethodNotSupported(_) | Self::NoUpgrade(_) => {
+                GrpcCode::Unimplemented
+            }
+            Self::BadRequest(_) | Self::UnknownCoding | Self::Loop(_) => GrpcCode::Internal,
             Self::UnknownService(_)
             | Self::UnknownPort { .. }
             | Self::NoBackend(_)
@@ -349,6 +364,7 @@ impl ProxyError {
             | Self::AppUnsent(_)
             | Self::AppRefused { .. }
             | Self::AppReset { .. }
+            | Self::AppSwitched(_)
             | Self::Overloaded(_)
             | Self::RetryRefused
             | Self::InFlightLimit { .. }
@@ -387,6 +403,9 @@ impl ProxyError {
             // Most are about the request or the whole destination: another endpoint would say the
             // same, so whether it was delivered must not matter.
             Self::BadRequest(_)
+            | Self::UnknownCoding
+            | Self::AppSwitched(_)
+            | Self::NoUpgrade(_)
             | Self::Loop(_)
             | Self::MethodNotSupported(_)
             | Self::UnknownService(_)
@@ -427,6 +446,9 @@ impl ProxyError {
             // A peer that drains says so, and one with too many streams.
             | Self::Refused { .. }
             | Self::BadRequest(_)
+            | Self::UnknownCoding
+            | Self::AppSwitched(_)
+            | Self::NoUpgrade(_)
             | Self::Loop(_)
             | Self::MethodNotSupported(_)
             | Self::UnknownService(_)

@@ -11,9 +11,11 @@ use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Sleep;
 
+use super::finale::Finale;
 use super::headers;
 use super::replay::RequestBody;
 use super::stalled::{Listed, Stalled, Stillness, Sweep};
+use super::tunnel::TunnelBody;
 use crate::balance::FailureKind;
 use crate::outbound::watch::Watch;
 use crate::policy::inherited::Remembered;
@@ -36,6 +38,8 @@ pub enum Body {
     Request(RequestBody),
     /// An upstream's body on its way down.
     Response(ResponseBody),
+    /// One direction of an upgraded connection.
+    Tunnel(TunnelBody),
 }
 
 /// A boxed error: hyper only shows it.
@@ -58,6 +62,7 @@ impl http_body::Body for Body {
             }),
             Self::Request(body) => Pin::new(body).poll_frame(context).map_err(Into::into),
             Self::Response(body) => body.poll(context),
+            Self::Tunnel(body) => Pin::new(body).poll_frame(context).map_err(Into::into),
         }
     }
 
@@ -68,6 +73,7 @@ impl http_body::Body for Body {
             Self::Kept(chunks, trailers) => chunks.is_empty() && trailers.is_none(),
             Self::Request(body) => body.is_end_stream(),
             Self::Response(body) => body.is_end_stream(),
+            Self::Tunnel(body) => body.is_end_stream(),
         }
     }
 
@@ -83,6 +89,7 @@ impl http_body::Body for Body {
             }
             Self::Request(body) => body.size_hint(),
             Self::Response(body) => body.size_hint(),
+            Self::Tunnel(_) => SizeHint::default(),
         }
     }
 }
@@ -115,7 +122,14 @@ impl Held {
         }
     }
 
-    fn on_break(&mut self, cut: Cut) {
+    /// The head is all there is to judge by.
+    pub(super) fn on_head(&mut self) {
+        if let Self::Outbound { watch, .. } = self {
+            watch.trailed(None);
+        }
+    }
+
+    pub(super) fn on_break(&mut self, cut: Cut) {
         let Self::Outbound { watch, .. } = self else { return };
         match cut {
             // As a broken connection: counted singly, it would never be set aside, for after each failure
@@ -125,7 +139,7 @@ impl Held {
         }
     }
 
-    fn end(self) {
+    pub(super) fn end(self) {
         match self {
             Self::Outbound { mut watch, permit } => {
                 watch.trailed(None);
@@ -141,7 +155,7 @@ impl Held {
 
 /// Who cut a response off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Cut {
+pub(super) enum Cut {
     /// It broke.
     Upstream,
     /// We did: it was late, or stood still.
@@ -197,6 +211,8 @@ struct Live {
     /// Freed when the body ends.
     held: Option<Held>,
     lease: Option<Lease>,
+    /// The client's connection, where the body ends with it.
+    finale: Option<Finale>,
 }
 
 impl ResponseBody {
@@ -204,7 +220,7 @@ impl ResponseBody {
     /// because nobody reads it, fails; the latter is found by sweeps of `stalled`.
     pub fn new(upstream: Incoming, times: Times, ending: Ending, stalled: &Arc<Stalled>) -> Self {
         let Ending { record, held, lease } = ending;
-        let mut live = Live { upstream, record, held: Some(held), lease: Some(lease) };
+        let mut live = Live { upstream, record, held: Some(held), lease: Some(lease), finale: None };
         let ended = live.upstream.is_end_stream();
         if ended {
             live.end();
@@ -220,6 +236,15 @@ impl ResponseBody {
 
     fn poll(&self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         self.shared.lock().poll(context)
+    }
+
+    /// The client's connection ends with the body, and must break with it.
+    pub fn ends_connection(&self, finale: Finale) {
+        let mut state = self.shared.lock();
+        if let Some(live) = state.live.as_mut().filter(|live| live.held.is_some()) {
+            finale.open();
+            live.finale = Some(finale);
+        }
     }
 
     fn is_end_stream(&self) -> bool {
@@ -317,7 +342,7 @@ impl Live {
                 if let Some(held) = &mut self.held {
                     held.on_trailers(&trailers);
                 }
-                headers::strip_claims(&mut trailers);
+                headers::strip_trailers(&mut trailers);
                 Frame::trailers(trailers)
             }
             Err(frame) => frame,
@@ -342,6 +367,9 @@ impl Live {
 
     fn end(&mut self) {
         self.record.completed();
+        if let Some(finale) = self.finale.take() {
+            finale.complete();
+        }
         if let Some(held) = self.held.take() {
             held.end();
         }

@@ -1,13 +1,14 @@
 //! Headers that end at a hop, the mesh's own headers, and where a request wants to go.
 
 use http::header::{
-    CONNECTION, CONTENT_TYPE, EXPECT, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING,
-    UPGRADE,
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
+    TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version};
 
+use crate::error::ProxyError;
 use crate::telemetry::metrics::WireProtocol;
 use crate::telemetry::record::Spoken;
 
@@ -32,6 +33,8 @@ pub const REPEATABLE: HeaderName = HeaderName::from_static("x-mesh-repeatable");
 pub const TIMEOUT: HeaderName = HeaderName::from_static("x-mesh-timeout-ms");
 /// The same between gRPC peers (gRPC over HTTP/2, "Requests").
 pub const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+/// The protocol of an upgrade between the sidecars: asked for in a request, agreed on in a response.
+pub const MESH_UPGRADE: HeaderName = HeaderName::from_static("x-mesh-upgrade");
 /// In [`TIMEOUT`]: there is no limit at all, not even the server's sidecar's own.
 pub const NO_TIMEOUT: &str = "none";
 /// The caller's identity, told to the application.
@@ -47,7 +50,7 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 
 /// Removes every `x-mesh-*` header: apps must not speak for the mesh.
 pub fn strip_mesh(headers: &mut HeaderMap) {
-    strip(headers, |name| spelled_like(name, MESH_PREFIX.as_bytes()));
+    strip(headers, |name| spelled_like(name, MESH_PREFIX.as_bytes()) || is_false_frame(name));
 }
 
 /// Removes what only the mesh may claim, the caller's identity included. Trailers are no better than
@@ -58,9 +61,13 @@ pub fn strip_claims(headers: &mut HeaderMap) {
 
 /// Whether only the mesh may say what this header says.
 pub fn is_claim(name: &str) -> bool {
-    let client_cert = "x-forwarded-client-cert";
-    spelled_like(name, MESH_PREFIX.as_bytes())
-        || (name.len() == client_cert.len() && spelled_like(name, client_cert.as_bytes()))
+    let is = |other: &str| name.len() == other.len() && spelled_like(name, other.as_bytes());
+    spelled_like(name, MESH_PREFIX.as_bytes()) || is("x-forwarded-client-cert") || is_false_frame(name)
+}
+
+/// Whether it is the name of a header that frames a message with `_` for `-`.
+fn is_false_frame(name: &str) -> bool {
+    matches!(name, "content_length" | "transfer_encoding")
 }
 
 fn strip(headers: &mut HeaderMap, claims: impl Fn(&str) -> bool) {
@@ -105,16 +112,20 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     {
         headers.remove(name);
     }
-    let asks_for_trailers = headers
-        .get_all(TE)
-        .iter()
-        .filter_map(|te| te.to_str().ok())
-        .flat_map(|te| te.split(','))
-        .any(|coding| coding.trim().eq_ignore_ascii_case("trailers"));
+    let asks_for_trailers = lists(headers, &TE, "trailers");
     headers.remove(TE);
     if asks_for_trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
+}
+
+/// Whether a list of tokens, such as `Connection`, has this one.
+pub fn lists(map: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    map.get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|found| found.trim().eq_ignore_ascii_case(token))
 }
 
 /// Removes `Expect`: hyper has answered `100 Continue` by the time the body is forwarded.
@@ -184,6 +195,78 @@ pub fn authority(head: &Parts) -> Result<&str, &'static str> {
         (None, _) => Err("the request names no host; send a Host header, such as orders.shop"),
         (Some(_), Some(_)) => Err("the request has more than one Host header"),
     }
+}
+
+/// Whether all who read this request agree on where it goes and where it ends: what the HTTP library
+/// accepts and others may read otherwise is refused.
+///
+/// # Errors
+/// A transfer coding other than `chunked` alone (the library looks at the last one, and the others would
+/// be lost, RFC 9112 section 6.1), more than one `Host`, none in HTTP/1.1 (section 3.2), one with user
+/// information, one that differs from `:authority` (RFC 9113 section 8.3.1); in HTTP/1.1 a target that is
+/// neither origin-form nor a URI of `http` (RFC 9112 section 3.2).
+pub fn unambiguous(head: &Parts) -> Result<(), ProxyError> {
+    let refuse = |why| Err(ProxyError::BadRequest(why));
+    let mut codings = head.headers.get_all(TRANSFER_ENCODING).iter();
+    if let Some(coding) = codings.next() {
+        let chunked = coding.to_str().is_ok_and(|coding| coding.trim().eq_ignore_ascii_case("chunked"));
+        if !chunked || codings.next().is_some() {
+            return Err(ProxyError::UnknownCoding);
+        }
+    }
+    let mut hosts = head.headers.get_all(HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return refuse("the request has more than one Host header");
+    }
+    if host.is_none() && head.version == Version::HTTP_11 {
+        return refuse("the request names no host; send a Host header, such as orders.shop");
+    }
+    if host.is_some_and(|host| host.as_bytes().contains(&b'@')) {
+        return refuse("the Host header must not carry user information");
+    }
+    let (authority, path) = (head.uri.authority(), head.uri.path());
+    if head.version == Version::HTTP_2 {
+        let other = |host: &HeaderValue| {
+            authority.is_some_and(|own| !host.as_bytes().eq_ignore_ascii_case(own.as_str().as_bytes()))
+        };
+        return if host.is_some_and(other) {
+            refuse("the Host header differs from :authority")
+        } else {
+            Ok(())
+        };
+    }
+    match head.uri.scheme() {
+        Some(scheme) if *scheme != Scheme::HTTP => refuse("only targets of http:// are carried"),
+        None if authority.is_some() && head.method != Method::CONNECT => {
+            refuse("the target is neither a path nor a whole URI")
+        }
+        _ if path == "*" && head.method != Method::OPTIONS => refuse("only OPTIONS has the target *"),
+        _ => Ok(()),
+    }
+}
+
+/// Writes `Content-Length` in its one form, without leading zeros: some read those as octal. The HTTP
+/// library has checked that it is a number.
+pub fn settle_length(headers: &mut HeaderMap) {
+    let Some(length) = headers.get(CONTENT_LENGTH).filter(|length| length.as_bytes().starts_with(b"0"))
+    else {
+        return;
+    };
+    let number: Option<u64> = length.to_str().ok().and_then(|length| length.parse().ok());
+    if let Some(number) = number {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(number));
+    }
+}
+
+/// Removes from trailers what they must not say: what frames or routes a message, and what belongs to a
+/// connection (RFC 9110 section 6.5.1).
+pub fn strip_trailers(trailers: &mut HeaderMap) {
+    strip_hop_by_hop(trailers);
+    for name in [CONTENT_LENGTH, HOST, TE, TRAILER, EXPECT] {
+        trailers.remove(name);
+    }
+    strip_claims(trailers);
 }
 
 /// Moves the target's authority into the URI, where HTTP/2 wants it, and removes `Host`.

@@ -2,6 +2,10 @@
 
 pub mod body;
 pub mod exec;
+pub mod finale;
 pub mod headers;
+pub mod refusal;
 pub mod replay;
 pub mod stalled;
+pub mod tunnel;
+pub mod upgrade;

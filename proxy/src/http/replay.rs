@@ -1,6 +1,7 @@
 //! Request bodies on their way up: read from the client once, kept up to a bound so that another
 //! attempt can start over, and watched for when the last byte went out.
 
+use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
@@ -15,6 +16,7 @@ use tokio::sync::Notify;
 use tokio::time::Sleep;
 
 use super::headers;
+use crate::error::cause;
 
 /// A request body shared by the attempts of one request; each attempt reads a [`RequestBody`].
 #[derive(Debug, Clone)]
@@ -36,6 +38,8 @@ struct State {
     kept_bytes: usize,
     bound: usize,
     trailers: Option<HeaderMap>,
+    /// The client speaks HTTP/1.
+    http1: bool,
     /// The client's body has ended.
     ended: bool,
     /// Bytes read from the client.
@@ -56,6 +60,8 @@ pub enum Failed {
     Idle,
     /// The client broke off.
     Client,
+    /// The client sent what is no body: chunks without a size, trailers that are none.
+    Malformed,
 }
 
 /// The body of one attempt.
@@ -85,6 +91,7 @@ impl Replay {
             kept_bytes: 0,
             bound,
             trailers: None,
+            http1: false,
             ended,
             bytes: 0,
             attempt: 0,
@@ -97,6 +104,11 @@ impl Replay {
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.0.lock()
+    }
+
+    /// The client speaks HTTP/1: there, trailers that are none are malformed ones.
+    pub fn of_http1(&self) {
+        self.state().http1 = true;
     }
 
     /// Starts another attempt, ending the one before. `None`: too much was read to start over.
@@ -186,7 +198,7 @@ impl Shared {
             match ready!(Pin::new(&mut state.client).poll_frame(context)) {
                 // One without bytes.
                 Some(Ok(frame)) if frame.is_data() => {}
-                Some(Ok(frame)) => state.trail(frame),
+                Some(Ok(frame)) => _ = state.trail(frame),
                 Some(Err(_)) => state.failed = Some(Failed::Client),
                 None => state.ended = true,
             }
@@ -196,13 +208,21 @@ impl Shared {
 }
 
 impl State {
-    /// Ends the body with these trailers.
-    fn trail(&mut self, frame: Frame<Bytes>) {
-        self.trailers = frame.into_trailers().ok().map(|mut trailers| {
-            headers::strip_claims(&mut trailers);
-            trailers
+    /// Ends the body with these trailers. False: they are malformed.
+    fn trail(&mut self, frame: Frame<Bytes>) -> bool {
+        let trailers = frame.into_trailers().ok();
+        if self.http1 && trailers.as_ref().is_some_and(HeaderMap::is_empty) {
+            // A bare LF where the last line ends: the HTTP library reads what follows, perhaps
+            // another request, as trailers, and drops it.
+            self.failed = Some(Failed::Malformed);
+            return false;
+        }
+        self.trailers = trailers.and_then(|mut trailers| {
+            headers::strip_trailers(&mut trailers);
+            (!trailers.is_empty()).then_some(trailers)
         });
         self.ended = true;
+        true
     }
 
     /// Whether all announced bytes are here, and only the end of the stream is missing.
@@ -240,8 +260,9 @@ impl RequestBody {
         self.idle = None;
         match frame {
             Some(Ok(frame)) => Poll::Ready(self.pass(&mut state, frame)),
-            Some(Err(_)) => {
-                state.failed = Some(Failed::Client);
+            Some(Err(error)) => {
+                let malformed = cause::<io::Error>(&error).is_some_and(is_malformed);
+                state.failed = Some(if malformed { Failed::Malformed } else { Failed::Client });
                 Poll::Ready(Some(Err(BrokenBody)))
             }
             None => {
@@ -256,7 +277,9 @@ impl RequestBody {
         let data = match frame.into_data() {
             Ok(data) => data,
             Err(frame) => {
-                state.trail(frame);
+                if !state.trail(frame) {
+                    return Some(Err(BrokenBody));
+                }
                 return self.end(state);
             }
         };
@@ -294,6 +317,11 @@ impl RequestBody {
         state.sent_at.get_or_insert_with(Instant::now);
         self.shared.sent.notify_waiters();
     }
+}
+
+/// As the HTTP library's decoder says it.
+fn is_malformed(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData)
 }
 
 impl Drop for RequestBody {

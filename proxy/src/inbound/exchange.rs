@@ -11,6 +11,7 @@ use hyper::body::Incoming;
 use outrigger_api::resource::Protocol;
 
 use super::served::ServedPort;
+use super::upgrade;
 use crate::error::{ProxyError, cause};
 use crate::http::body::Body;
 use crate::http::replay::{Failed, Replay};
@@ -40,6 +41,8 @@ pub struct Handover<'a> {
     pub client: Version,
     /// May be repeated although it may have had an effect.
     pub repeatable: bool,
+    /// The upgrade it asks for.
+    pub upgrade: Option<HeaderValue>,
     /// How long it may take.
     pub limit: Limit,
 }
@@ -63,13 +66,16 @@ pub enum Limit {
 /// # Errors
 /// How it failed, and thereby whether the application may have seen the request.
 pub async fn exchange(handover: Handover<'_>, idle: Duration) -> Result<Answered, ProxyError> {
-    let Handover { port, head, replay, client, repeatable, limit } = handover;
+    let Handover { port, head, replay, client, repeatable, upgrade, limit } = handover;
     let body = match replay {
         None => Body::Empty,
         // The first attempt always has a body.
         Some(replay) => replay.attempt().map_or(Body::Empty, Body::Request),
     };
     let exchange = async {
+        if let Some(token) = &upgrade {
+            return upgrade::ask(port, head, token, client).await;
+        }
         match app_version(port, client) {
             Version::HTTP_2 => over_h2(port, h2_request(head, body), replay, repeatable).await,
             _ => over_h1(port, h1_request(head, body)?, replay, repeatable).await,
@@ -97,6 +103,10 @@ pub async fn exchange(handover: Handover<'_>, idle: Duration) -> Result<Answered
         error = overdue => Err(error),
     };
     match result {
+        // It would be taken for the first of two responses on the way back.
+        Ok((response, ..)) if response.status().is_informational() && upgrade.is_none() => {
+            Err(ProxyError::AppSwitched(port.app.address()))
+        }
         Ok((response, lease, handed)) => {
             // An application that answers before the whole request is there is timed from the head.
             let from = replay.and_then(Replay::sent_at).map_or(handed, |sent| sent.max(handed));
@@ -105,6 +115,7 @@ pub async fn exchange(handover: Handover<'_>, idle: Duration) -> Result<Answered
         Err(error) => Err(match replay.and_then(Replay::failed) {
             Some(Failed::Idle) => ProxyError::IdleTimeout(idle),
             Some(Failed::Client) => ProxyError::ClientClosed,
+            Some(Failed::Malformed) => ProxyError::BadRequest("the body of the request is malformed"),
             None => error,
         }),
     }
@@ -121,7 +132,7 @@ fn app_version(port: &ServedPort, client: Version) -> Version {
 }
 
 /// Origin-form with `Host`, as RFC 9112 section 3.2.1 asks.
-fn h1_request(mut head: Parts, body: Body) -> Result<Request<Body>, ProxyError> {
+pub(super) fn h1_request(mut head: Parts, body: Body) -> Result<Request<Body>, ProxyError> {
     if let Some(authority) = head.uri.authority() {
         let host = HeaderValue::try_from(authority.as_str())
             .map_err(|_| ProxyError::BadRequest("malformed authority"))?;
@@ -137,12 +148,13 @@ fn h1_request(mut head: Parts, body: Body) -> Result<Request<Body>, ProxyError> 
     Ok(Request::from_parts(head, body))
 }
 
-fn h2_request(mut head: Parts, body: Body) -> Request<Body> {
+pub(super) fn h2_request(mut head: Parts, body: Body) -> Request<Body> {
     head.version = Version::HTTP_2;
     Request::from_parts(head, body)
 }
 
-type Exchanged = (Response<Incoming>, Lease, Instant);
+/// A response, the connection it comes on, and when the request was handed over.
+pub(super) type Exchanged = (Response<Incoming>, Lease, Instant);
 
 async fn over_h1(
     port: &ServedPort,

@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::header::HOST;
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use outrigger_common::identity::SpiffeId;
@@ -14,10 +13,12 @@ use outrigger_common::name::ServiceName;
 use super::Peer;
 use super::exchange::{Answered, Handover, Limit, exchange};
 use super::served::{ServedPort, account_name};
+use super::upgrade::Switched;
 use crate::error::ProxyError;
 use crate::http::body::{Body, Ending, Held, ResponseBody, Times};
 use crate::http::headers;
 use crate::http::replay::Replay;
+use crate::http::tunnel::{Feed, Tunnel};
 use crate::policy::deadline;
 use crate::policy::inherited::{Inheritance, Remembered};
 use crate::policy::limit::adaptive::Sample;
@@ -55,7 +56,9 @@ pub async fn handle(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
         record.secured(|| peer.id.to_string());
     }
     let asked = Asked::read(&head.headers, now);
-    let arrived = Arrived { head, body, client, asked };
+    let upgrade =
+        head.headers.get(&headers::MESH_UPGRADE).filter(|_| head.version == Version::HTTP_2).cloned();
+    let arrived = Arrived { head, body, client, asked, upgrade };
     match carry(shared, peer, port, arrived, &mut record).await {
         Ok(carried) => respond(shared, carried, record),
         Err(error) => respond::with_error(&error, record),
@@ -98,6 +101,8 @@ struct Arrived {
     body: Incoming,
     client: Version,
     asked: Asked,
+    /// The upgrade it asks for: then its body is what comes afterwards.
+    upgrade: Option<HeaderValue>,
 }
 
 /// A response on its way back, and what ends with it.
@@ -106,6 +111,8 @@ struct Carried {
     permit: Permit,
     remembered: Remembered,
     times: Times,
+    /// What the client will send, if the application agrees to the upgrade.
+    incoming: Option<Incoming>,
 }
 
 /// Whether the request is let in, and its exchange with the application.
@@ -116,7 +123,7 @@ async fn carry(
     arrived: Arrived,
     record: &mut RequestRecord,
 ) -> Result<Carried, ProxyError> {
-    let Arrived { mut head, body, client, asked } = arrived;
+    let Arrived { mut head, body, client, asked, upgrade } = arrived;
     port.governed(shared.config.timeouts.discovery).await?;
     let (now, grpc, policy) = (Instant::now(), record.is_grpc(), port.policy());
     policy.authorize(&peer.id, &port.service)?;
@@ -144,7 +151,10 @@ async fn carry(
     let span = if own { record.parent_for_next_hop() } else { new_span_id() };
     prepare(&mut head, peer, record, span)?;
     let remembered = shared.inherited.remember(record.trace.trace_id, span, inheritance);
-    let replay = (!body.is_end_stream()).then(|| Replay::new(body, 0, stream_idle, &shared.tasks));
+    let (replay, incoming) = match &upgrade {
+        Some(_) => (None, Some(body)),
+        None => ((!body.is_end_stream()).then(|| Replay::new(body, 0, stream_idle, &shared.tasks)), None),
+    };
     if let Some(replay) = &replay {
         record.request_body(replay.clone());
     }
@@ -154,12 +164,12 @@ async fn carry(
         (None, false) => Limit::ToHead(shared.config.timeouts.request),
     };
     let repeatable = !asked.once && headers::repeatable(&head.method, &head.headers);
-    let handover = Handover { port, head, replay: replay.as_ref(), client, repeatable, limit };
+    let handover = Handover { port, head, replay: replay.as_ref(), client, repeatable, upgrade, limit };
     let begun = Instant::now();
     match exchange(handover, stream_idle).await {
         Ok(answered) => {
             let times = Times { idle: stream_idle, deadline: asked.deadline };
-            Ok(Carried { answered, permit, remembered, times })
+            Ok(Carried { answered, permit, remembered, times, incoming })
         }
         Err(error) => {
             let dropped = matches!(error, ProxyError::AppTimeout(_) | ProxyError::DeadlineExceeded);
@@ -211,9 +221,9 @@ fn prepare(head: &mut Parts, peer: &Peer, record: &RequestRecord, span: u64) -> 
     if head.method == Method::CONNECT {
         return Err(ProxyError::MethodNotSupported(Method::CONNECT));
     }
-    if head.headers.get_all(HOST).iter().count() > 1 {
-        return Err(ProxyError::BadRequest("the request has more than one Host header"));
-    }
+    // Other sidecars have seen to it; plaintext has met none.
+    headers::unambiguous(head)?;
+    headers::settle_length(&mut head.headers);
     headers::settle_authority(head).map_err(ProxyError::BadRequest)?;
     let map = &mut head.headers;
     // What the peer's application claimed about identities goes; what the peer proved comes.
@@ -230,8 +240,9 @@ fn prepare(head: &mut Parts, peer: &Peer, record: &RequestRecord, span: u64) -> 
 
 /// Passes the response on with its processing time; the record is finished by its body.
 fn respond(shared: &Shared, carried: Carried, mut record: RequestRecord) -> Response<Body> {
-    let Carried { answered, permit, remembered, times } = carried;
-    let Answered { response, lease, processing } = answered;
+    let Carried { answered, permit, remembered, times, incoming } = carried;
+    let Answered { mut response, lease, processing } = answered;
+    let switched = response.extensions_mut().remove::<Switched>();
     let (mut head, upstream) = response.into_parts();
     head.version = Version::default();
     record.responded(head.status);
@@ -244,6 +255,16 @@ fn respond(shared: &Shared, carried: Carried, mut record: RequestRecord) -> Resp
         HeaderValue::from(u64::try_from(processing.as_micros()).unwrap_or(u64::MAX)),
     );
     let held = Held::Inbound { permit, sample: Sample { latency: processing, dropped: false }, remembered };
-    let body = ResponseBody::new(upstream, times, Ending { record, held, lease }, &shared.stalled);
+    let ending = Ending { record, held, lease };
+    if let (Some(Switched { agreed, local, finale }), Some(remote)) = (switched, incoming) {
+        let feed = Feed::default();
+        let body = Body::Tunnel(feed.body());
+        let tunnel = Tunnel { local, finale, feed, remote, idle: times.idle, ending };
+        tunnel.spawn(&shared.tasks, head.status);
+        head.status = StatusCode::OK;
+        head.headers.insert(headers::MESH_UPGRADE, agreed);
+        return Response::from_parts(head, body);
+    }
+    let body = ResponseBody::new(upstream, times, ending, &shared.stalled);
     Response::from_parts(head, Body::Response(body))
 }

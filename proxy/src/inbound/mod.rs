@@ -8,6 +8,7 @@ pub mod policy;
 pub mod probe;
 pub mod served;
 pub mod tcp;
+pub mod upgrade;
 
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -16,6 +16,9 @@ pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// Has the stream end with a reset, not with an orderly end, when it is dropped: its peer must not
     /// take a part for the whole.
     fn abort(&self);
+
+    /// Takes that back: its end has come, and may be shown.
+    fn relent(&self);
 }
 
 impl Stream for TcpStream {
@@ -23,11 +26,19 @@ impl Stream for TcpStream {
         // Without linger, closing sends RST (tcp(7), socket(7)). A socket that is gone needs none.
         let _gone = self.set_zero_linger();
     }
+
+    fn relent(&self) {
+        let _gone = rustix::net::sockopt::set_socket_linger(self, None);
+    }
 }
 
 impl<Io: Stream> Stream for tokio_rustls::client::TlsStream<Io> {
     fn abort(&self) {
         self.get_ref().0.abort();
+    }
+
+    fn relent(&self) {
+        self.get_ref().0.relent();
     }
 }
 
@@ -35,15 +46,23 @@ impl<Io: Stream> Stream for tokio_rustls::server::TlsStream<Io> {
     fn abort(&self) {
         self.get_ref().0.abort();
     }
+
+    fn relent(&self) {
+        self.get_ref().0.relent();
+    }
 }
 
 /// A stream of HTTP/2. The library ends it orderly when it is dropped, and offers no reset: through
 /// such a tunnel a broken end looks like an orderly one.
 impl Stream for TokioIo<Upgraded> {
     fn abort(&self) {}
+
+    fn relent(&self) {}
 }
 
 #[cfg(test)]
 impl Stream for tokio::io::DuplexStream {
     fn abort(&self) {}
+
+    fn relent(&self) {}
 }

@@ -81,6 +81,10 @@ impl<Io: Stream> Stream for Prefixed<Io> {
     fn abort(&self) {
         self.io.abort();
     }
+
+    fn relent(&self) {
+        self.io.relent();
+    }
 }
 
 #[cfg(test)]

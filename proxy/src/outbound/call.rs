@@ -15,6 +15,7 @@ use crate::control::snapshot::Entry;
 use crate::error::ProxyError;
 use crate::http::body::Body;
 use crate::http::replay::{Failed, Replay};
+use crate::http::tunnel::Feed;
 use crate::pool::connector::Reuse;
 use crate::pool::mesh::Endpoint;
 use crate::shared::Shared;
@@ -73,6 +74,8 @@ pub enum Payload {
     Replay(Replay),
     /// All of it, with its trailers.
     Kept(Vec<bytes::Bytes>, Option<HeaderMap>),
+    /// What an upgraded connection will send.
+    Tunnel(Feed),
 }
 
 /// The endpoints that were tried; few.
@@ -146,13 +149,14 @@ impl Payload {
             Self::Empty => Some(Body::Empty),
             Self::Replay(replay) => replay.attempt().map(Body::Request),
             Self::Kept(chunks, trailers) => Some(Body::Kept(chunks.clone().into(), trailers.clone())),
+            Self::Tunnel(feed) => Some(Body::Tunnel(feed.body())),
         }
     }
 
     /// Whether another attempt could start over.
     pub fn replayable(&self) -> bool {
         match self {
-            Self::Empty | Self::Kept(..) => true,
+            Self::Empty | Self::Kept(..) | Self::Tunnel(_) => true,
             Self::Replay(replay) => replay.replayable(),
         }
     }
@@ -163,13 +167,14 @@ impl Payload {
             Self::Empty => Some(Default::default()),
             Self::Replay(replay) => replay.whole(),
             Self::Kept(chunks, trailers) => Some((chunks.clone(), trailers.clone())),
+            Self::Tunnel(_) => None,
         }
     }
 
     /// Resolves when there has been no response for too long; see [`Replay::overdue`].
     pub async fn overdue(&self, limit: Duration) {
         match self {
-            Self::Empty | Self::Kept(..) => tokio::time::sleep(limit).await,
+            Self::Empty | Self::Kept(..) | Self::Tunnel(_) => tokio::time::sleep(limit).await,
             Self::Replay(replay) => replay.overdue(limit).await,
         }
     }
@@ -177,10 +182,11 @@ impl Payload {
     /// The client's side broke off: no attempt is to blame.
     pub fn client_error(&self, idle: Duration) -> Option<ProxyError> {
         match self {
-            Self::Empty | Self::Kept(..) => None,
+            Self::Empty | Self::Kept(..) | Self::Tunnel(_) => None,
             Self::Replay(replay) => replay.failed().map(|failed| match failed {
                 Failed::Idle => ProxyError::IdleTimeout(idle),
                 Failed::Client => ProxyError::ClientClosed,
+                Failed::Malformed => ProxyError::BadRequest("the body of the request is malformed"),
             }),
         }
     }

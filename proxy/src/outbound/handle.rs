@@ -4,11 +4,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::header::LOCATION;
+use http::header::{CONNECTION, CONTENT_LENGTH, LOCATION};
 use http::request::Parts;
-use http::{HeaderValue, Request, Response, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
 
 use super::call::{Call, Payload, Terms};
 use super::entry::Target;
@@ -18,8 +19,11 @@ use super::{connect, mirror, terms};
 use crate::control::snapshot::Snapshot;
 use crate::error::ProxyError;
 use crate::http::body::{Body, Ending, Held, ResponseBody, Times};
+use crate::http::finale::Finale;
 use crate::http::headers;
 use crate::http::replay::Replay;
+use crate::http::tunnel::{Feed, Tunnel};
+use crate::http::upgrade::{self, Asked};
 use crate::policy::limit::BoundPermit;
 use crate::pool::Lease;
 use crate::reason::Reason;
@@ -27,7 +31,9 @@ use crate::respond;
 use crate::route::condition::Head;
 use crate::route::filter::Redirect;
 use crate::shared::{Caller, Shared};
-use crate::telemetry::record::RequestRecord;
+use crate::telemetry::environment::Sampling;
+use crate::telemetry::metrics::WireProtocol;
+use crate::telemetry::record::{RequestRecord, Spoken};
 use crate::telemetry::trace::TraceContext;
 
 /// Carries one request of the application to another sidecar and the response back. Its connection comes
@@ -36,7 +42,7 @@ pub async fn handle(
     shared: &Arc<Shared>,
     from: SocketAddr,
     target: &Target,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Response<Body> {
     let at = Instant::now();
     let snapshot = shared.directory.load_full(); // once: one request, one view
@@ -48,9 +54,16 @@ pub async fn handle(
             respond::with_error(&error, RequestRecord::start(find::nowhere(shared), at, spoken, trace))
         });
     }
+    let client = Client::take(&mut request);
     let (mut head, body) = request.into_parts();
     let refuse =
         |error: &ProxyError, edge| respond::with_error(error, RequestRecord::start(edge, at, spoken, trace));
+    if let Err(error) = headers::unambiguous(&head) {
+        let mut response = refuse(&error, find::nowhere(shared));
+        // Where the request ends is in doubt, and what comes after it with it.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        return response;
+    }
     let addressed = match find::addressed(shared, &snapshot, target, &mut head).await {
         Ok(addressed) => addressed,
         Err(error) => return refuse(&error, find::nowhere(shared)),
@@ -65,10 +78,51 @@ pub async fn handle(
     if let Way::Redirect(redirect) = decision.way {
         return redirected(&decision, redirect, (&head, addressed.port), record);
     }
-    let arrived = Arrived { from, head, body, at, snapshot: &snapshot, rng };
+    let upgrade = client.upgrade.as_ref().map(|(asked, feed)| (asked.token.clone(), feed.clone()));
+    let arrived = Arrived { from, head, body, upgrade, at, snapshot: &snapshot, rng };
     match forward(shared, &addressed, &decision, arrived, &mut record).await {
-        Ok(answer) => respond(shared, &decision, answer, record),
-        Err(error) => respond::with_error(&error, record),
+        Ok(answer) => respond(shared, &decision, client, answer, record),
+        Err(error) => {
+            let in_doubt = matches!(error, ProxyError::BadRequest(_));
+            let mut response = respond::with_error(&error, record);
+            if in_doubt {
+                // Its body may be what is malformed, and what comes after it is in doubt.
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            response
+        }
+    }
+}
+
+/// Counts a request that the HTTP library refused with this status: nothing is known of it.
+pub fn refused(shared: &Shared, status: StatusCode) {
+    let spoken = Spoken { protocol: WireProtocol::Http1, http2: false };
+    let trace = TraceContext::from_headers(&HeaderMap::new(), Sampling::parent_based(0.0));
+    let mut record = RequestRecord::start(find::nowhere(shared), Instant::now(), spoken, trace);
+    record.responded(status);
+    record.explained(Reason::BadRequest);
+    record.completed();
+}
+
+/// What of a client its response depends on.
+struct Client {
+    version: Version,
+    /// How its connection may end.
+    finale: Option<Finale>,
+    /// The upgrade it asks for, and what it will send then.
+    upgrade: Option<(Asked, Feed)>,
+}
+
+impl Client {
+    /// Takes what is not part of the message out of a request.
+    fn take(request: &mut Request<Incoming>) -> Self {
+        let upgrade = upgrade::take(request).map(|asked| (asked, Feed::default()));
+        let finale = request.extensions_mut().remove();
+        // There for every `Upgrade`, also for one that is not heeded.
+        if request.method() != Method::CONNECT {
+            request.extensions_mut().remove::<OnUpgrade>();
+        }
+        Self { version: request.version(), finale, upgrade }
     }
 }
 
@@ -77,6 +131,8 @@ struct Arrived<'a> {
     from: SocketAddr,
     head: Parts,
     body: Incoming,
+    /// The upgrade it asks for, and what is sent then.
+    upgrade: Option<(HeaderValue, Feed)>,
     at: Instant,
     snapshot: &'a Snapshot,
     rng: fastrand::Rng,
@@ -116,7 +172,8 @@ async fn forward(
     arrived: Arrived<'_>,
     record: &mut RequestRecord,
 ) -> Result<Answer, ProxyError> {
-    let Arrived { from, mut head, body, at, snapshot, mut rng } = arrived;
+    let Arrived { from, mut head, body, upgrade, at, snapshot, mut rng } = arrived;
+    let http1 = head.version != Version::HTTP_2;
     let (service, port) = addressed.target(shared, snapshot, decision).await?;
     let policy = decision.policy();
     let destination = match service.port(port) {
@@ -134,6 +191,7 @@ async fn forward(
     // What belongs to the client's connection first: it must not name what the route sets.
     headers::strip_mesh(&mut head.headers);
     headers::strip_hop_by_hop(&mut head.headers);
+    headers::settle_length(&mut head.headers);
     decision.edit_request(&mut head)?;
     prepare(&mut head, addressed.caller, record)?;
     settle_repeatable(&mut head, &mut terms);
@@ -141,12 +199,20 @@ async fn forward(
         let limit = destination.in_flight.limit();
         return Err(ProxyError::InFlightLimit { service: service.name.to_string(), limit });
     };
-    let payload = if body.is_end_stream() {
-        Payload::Empty
-    } else {
-        let replay = Replay::new(body, policy.buffer, policy.stream_idle, &shared.tasks);
-        record.request_body(replay.clone());
-        Payload::Replay(replay)
+    let payload = match upgrade {
+        Some((token, feed)) => {
+            head.headers.insert(headers::MESH_UPGRADE, token);
+            Payload::Tunnel(feed)
+        }
+        None if body.is_end_stream() => Payload::Empty,
+        None => {
+            let replay = Replay::new(body, policy.buffer, policy.stream_idle, &shared.tasks);
+            if http1 {
+                replay.of_http1();
+            }
+            record.request_body(replay.clone());
+            Payload::Replay(replay)
+        }
     };
     let call = Call {
         shared,
@@ -217,10 +283,11 @@ fn prepare(head: &mut Parts, caller: &Caller, record: &RequestRecord) -> Result<
     Ok(())
 }
 
-/// Passes the response on; the record is finished by its body.
+/// Passes the response on; the record is finished by its body, or by the tunnel that it opens.
 fn respond(
     shared: &Shared,
     decision: &Decision<'_>,
+    client: Client,
     answer: Answer,
     mut record: RequestRecord,
 ) -> Response<Body> {
@@ -228,6 +295,7 @@ fn respond(
     record.secured(|| watch.endpoint().identity.to_string());
     let (mut head, upstream) = response.into_parts();
     head.version = Version::default();
+    let agreed = head.headers.get(&headers::MESH_UPGRADE).filter(|_| head.status == StatusCode::OK).cloned();
     record.responded(head.status);
     record.grpc_status(&head.headers);
     if let Some(processing) =
@@ -244,9 +312,28 @@ fn respond(
         record.explained(reason);
         head.headers.insert(headers::REASON, HeaderValue::from_static(reason.as_str()));
     }
-    let times = Times { idle: decision.policy().stream_idle, deadline: answer.deadline };
+    let idle = decision.policy().stream_idle;
     let held = Held::Outbound { watch, permit: answer.permit };
     let ending = Ending { record, held, lease: Lease::H2(stream) };
+    let Client { version, finale, upgrade } = client;
+    match (upgrade, agreed) {
+        (Some((asked, feed)), Some(agreed)) => {
+            let mut response = Response::from_parts(head, Body::Empty);
+            upgrade::agree(&asked, &agreed, &mut response);
+            let finale = finale.filter(|_| !asked.extended);
+            let tunnel = Tunnel { local: asked.on, finale, feed, remote: upstream, idle, ending };
+            tunnel.spawn(&shared.tasks, response.status());
+            return response;
+        }
+        (Some((_, feed)), None) => feed.refused(),
+        (None, _) => {}
+    }
+    let times = Times { idle, deadline: answer.deadline };
     let body = ResponseBody::new(upstream, times, ending, &shared.stalled);
+    if let (Version::HTTP_10, false, Some(finale)) =
+        (version, head.headers.contains_key(CONTENT_LENGTH), finale)
+    {
+        body.ends_connection(finale);
+    }
     Response::from_parts(head, Body::Response(body))
 }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use http::Version;
+use http::{Request, Version};
+use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -15,6 +16,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use super::entry::Target;
 use super::handle;
 use crate::http::exec::Executor;
+use crate::http::finale::{Abrupt, Finale};
 use crate::io::{Prefixed, Stream};
 use crate::shared::Shared;
 
@@ -40,18 +42,39 @@ async fn run<Io: Stream>(
     target: Target,
     version: Version,
 ) {
+    let (io, finale) = Abrupt::new(io);
+    serve_http(shared, io, (from, target, version), &finale).await;
+    if let Some(status) = finale.refused() {
+        handle::refused(shared, status);
+    }
+    // A connection that was upgraded ends with its tunnel.
+    finale.gone().await;
+}
+
+async fn serve_http<Io: Stream>(
+    shared: &Arc<Shared>,
+    io: Abrupt<Prefixed<Io>>,
+    (from, target, version): (SocketAddr, Target, Version),
+    finale: &Finale,
+) {
     let (spoken, target) = (AtomicBool::new(false), Arc::new(target));
-    let service = service_fn(|request| {
+    let service = service_fn(|mut request: Request<Incoming>| {
         spoken.store(true, Ordering::Relaxed);
-        let (shared, target) = (shared.clone(), target.clone());
+        let (shared, target, finale) = (shared.clone(), target.clone(), finale.clone());
+        request.extensions_mut().insert(finale.clone());
         // Boxed: hyper keeps room for it on idle connections.
-        Box::pin(async move { Ok::<_, Infallible>(handle::handle(&shared, from, &target, request).await) })
+        Box::pin(async move {
+            let response = handle::handle(&shared, from, &target, request).await;
+            finale.answers();
+            Ok::<_, Infallible>(response)
+        })
     });
     let (limits, idle) = (&shared.config.limits, shared.config.timeouts.idle);
     if version == Version::HTTP_2 {
         let mut builder = http2::Builder::new(Executor(shared.tasks.clone()));
         builder
             .timer(TokioTimer::new())
+            .enable_connect_protocol()
             .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX));
         let connection = builder.serve_connection(TokioIo::new(io), service);
         tokio::select! {

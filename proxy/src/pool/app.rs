@@ -18,6 +18,7 @@ use super::h2::{self, StreamGuard};
 use super::pulse::{Heard, Pulse};
 use crate::error::ProxyError;
 use crate::http::body::Body;
+use crate::http::finale::{Abrupt, Finale};
 
 /// Idle HTTP/1.1 connections kept; more are closed when given back.
 const KEPT: usize = 256;
@@ -55,9 +56,15 @@ pub struct AppPool {
 pub struct Http1 {
     sender: http1::SendRequest<Body>,
     pulse: Arc<Pulse>,
+    finale: Finale,
 }
 
 impl Http1 {
+    /// How the connection may end.
+    pub fn finale(&self) -> &Finale {
+        &self.finale
+    }
+
     /// Sends one request.
     ///
     /// Cancel safety: the connection is closed.
@@ -136,6 +143,11 @@ impl AppPool {
         Self { address, limits, tasks, idle: Mutex::new(Vec::new()), h2: h2::Set::default(), h2_limits }
     }
 
+    /// Longest time to connect.
+    pub fn connect_limit(&self) -> Duration {
+        self.limits.connect
+    }
+
     /// The application.
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -172,18 +184,19 @@ impl AppPool {
     /// # Errors
     /// The application does not accept it.
     pub async fn connect(&self) -> Result<Http1, ProxyError> {
-        let (io, pulse) = Heard::new(self.tcp().await?);
+        let (io, finale) = Abrupt::new(self.tcp().await?);
+        let (io, pulse) = Heard::new(io);
         let (sender, driver) = http1::Builder::new()
             .max_buf_size(self.limits.header_bytes)
             .handshake(TokioIo::new(io))
             .await
             .map_err(|error| self.unreachable(std::io::Error::other(error)))?;
         self.tasks.spawn("app connection", async move {
-            if let Err(error) = driver.await {
+            if let Err(error) = driver.with_upgrades().await {
                 tracing::debug!(%error, "connection to the application ended");
             }
         });
-        Ok(Http1 { sender, pulse })
+        Ok(Http1 { sender, pulse, finale })
     }
 
     /// A stream of an HTTP/2 connection.

@@ -165,7 +165,8 @@ where
         match (&self.dispatch, &self.wire) {
             (None, None) => Poll::Ready(()),
             (Some(dispatch), _) => {
-                self.pulse.admits(dispatch.current_max_send_streams());
+                let extended = dispatch.is_extended_connect_protocol_enabled();
+                self.pulse.admits(dispatch.current_max_send_streams(), extended);
                 Poll::Pending
             }
             (None, Some(_)) => Poll::Pending,

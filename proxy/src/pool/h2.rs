@@ -22,6 +22,9 @@ const CONNECTIONS: usize = 8;
 /// was sent a PING after 2 s at the latest ([`super::drive::PING_AFTER`]).
 const SILENCE: Duration = Duration::from_secs(3);
 
+/// How often a new connection is asked for the peer's settings.
+const SETTINGS_LOOK: Duration = Duration::from_millis(1);
+
 /// Idle connections are looked at no less often than this.
 const IDLE_LOOK: Duration = Duration::from_secs(30);
 
@@ -182,6 +185,21 @@ impl Connection {
     /// A handle to send one request with.
     pub fn sender(&self) -> http2::SendRequest<Body> {
         self.sender.clone()
+    }
+
+    /// Whether the peer takes extended CONNECT; waits for its settings, `limit` at most.
+    ///
+    /// Cancel safety: safe.
+    pub async fn takes_extended_connect(&self, limit: Duration) -> bool {
+        let until = Instant::now() + limit;
+        while !self.sender.is_closed() && Instant::now() < until {
+            if let Some(takes) = self.pulse.extended_connect() {
+                return takes;
+            }
+            // Once a connection, for a round trip on this machine: not worth a wake-up of its own.
+            tokio::time::sleep(SETTINGS_LOOK).await;
+        }
+        false
     }
 
     /// Whether it had carried a request before; says so from now on.

@@ -4,7 +4,7 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -18,6 +18,10 @@ use tokio::time::Instant;
 /// black hole at the same time.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(5);
 
+const UNKNOWN: u8 = 0;
+const NO: u8 = 1;
+const YES: u8 = 2;
+
 /// What is known of the peer of one connection.
 #[derive(Debug)]
 pub struct Pulse {
@@ -28,13 +32,16 @@ pub struct Pulse {
     reads: AtomicU64,
     /// `SETTINGS_MAX_CONCURRENT_STREAMS`, as far as it is known.
     streams: AtomicUsize,
+    /// `SETTINGS_ENABLE_CONNECT_PROTOCOL`: one of [`UNKNOWN`], [`NO`] and [`YES`].
+    connect: AtomicU8,
 }
 
 impl Pulse {
     /// Of a peer that has just been connected to.
     pub fn new(now: Instant) -> Self {
         let (heard, reads) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { born: now, heard, reads, streams: AtomicUsize::new(usize::MAX) }
+        let connect = AtomicU8::new(UNKNOWN);
+        Self { born: now, heard, reads, streams: AtomicUsize::new(usize::MAX), connect }
     }
 
     /// When a byte last came from the peer; at first, when it was connected to.
@@ -52,9 +59,21 @@ impl Pulse {
         self.streams.load(Ordering::Relaxed)
     }
 
-    /// Takes over what the peer admits.
-    pub(super) fn admits(&self, streams: usize) {
+    /// Whether the peer takes extended CONNECT (RFC 8441 section 3); `None` before it has said anything.
+    pub fn extended_connect(&self) -> Option<bool> {
+        match self.connect.load(Ordering::Relaxed) {
+            UNKNOWN => None,
+            known => Some(known == YES),
+        }
+    }
+
+    /// Takes over what the peer admits: streams, and whether extended CONNECT. Its settings are the first
+    /// thing that comes from it (RFC 9113 section 3.4).
+    pub(super) fn admits(&self, streams: usize, extended_connect: bool) {
         self.streams.store(streams, Ordering::Relaxed);
+        if self.reads() > 0 {
+            self.connect.store(if extended_connect { YES } else { NO }, Ordering::Relaxed);
+        }
     }
 
     fn beat(&self) {

@@ -30,6 +30,8 @@ pub struct RequestRecord {
     processing: Option<Duration>,
     complete: bool,
     request: Option<Replay>,
+    /// Bytes of the request that are not those of its body.
+    pub request_bytes: u64,
     /// Bytes of the response body so far.
     pub response_bytes: u64,
     /// Where the request stands in its trace.
@@ -89,6 +91,7 @@ impl RequestRecord {
             processing: None,
             complete: false,
             request: None,
+            request_bytes: 0,
             response_bytes: 0,
             trace,
             span_id: if trace.sampled { new_span_id() } else { trace.parent_id },
@@ -263,7 +266,7 @@ impl Drop for RequestRecord {
         }
         let edge = &self.edge;
         edge.end();
-        edge.request_bytes.inc_by(self.request.as_ref().map_or(0, Replay::bytes));
+        edge.request_bytes.inc_by(self.request_bytes + self.request.as_ref().map_or(0, Replay::bytes));
         edge.response_bytes.inc_by(self.response_bytes);
         edge.count(Outcome {
             protocol: self.protocol,
