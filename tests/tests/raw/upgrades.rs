@@ -15,6 +15,8 @@ use outrigger_common::tasks::Tasks;
 use outrigger_tests::app::Spawn;
 use outrigger_tests::mesh::{Mesh, Sidecar};
 use outrigger_tests::wait::{soon, until};
+use rustix::process::Signal;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -41,10 +43,18 @@ struct Bare {
 
 impl Bare {
     async fn start() -> Self {
+        Self::with(&json!({})).await
+    }
+
+    /// With more configuration of both sidecars.
+    async fn with(extra: &Value) -> Self {
         let mesh = Mesh::start().await;
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (front, replica) = sidecars(&mesh, "http1", address).await;
+        let replica = mesh.sidecar("orders-1").serves_at("orders", 80, "http1", address).config(extra);
+        let replica = replica.start().await;
+        let front = mesh.sidecar("front").calls(&[ORDERS]).config(extra).start().await;
+        front.knows_healthy(ORDERS, 1).await;
         Self { front, replica, listener, mesh }
     }
 
@@ -201,7 +211,7 @@ async fn a_switch_that_nobody_asked_for_is_an_error() {
 }
 
 #[tokio::test]
-async fn a_policy_and_an_idle_time_end_a_tunnel() {
+async fn a_policy_that_no_longer_lets_the_caller_in_ends_a_tunnel() {
     let bare = Bare::start().await;
     let (mut client, mut app) = bare.upgraded().await;
     bare.mesh
@@ -214,6 +224,70 @@ async fn a_policy_and_an_idle_time_end_a_tunnel() {
     assert_eq!(client.rest().await.1, End::Reset);
     assert!(soon("the application's side", app.read(&mut [0; 8])).await.is_err());
     bare.in_flight(0.0).await;
+}
+
+#[tokio::test]
+async fn an_idle_time_ends_a_tunnel_begun_under_it() {
+    let bare = Bare::start().await;
+    let (mut earlier, mut app_of_earlier) = bare.upgraded().await;
+    let revision = bare
+        .mesh
+        .apply(
+            "apiVersion: outrigger.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {name: idle, namespace: \
+             shop}\nspec: {targetRefs: [{kind: Service, name: orders}], timeouts: {streamIdle: 1s}}\n",
+        )
+        .await;
+    bare.front.caught_up(revision).await;
+    let (mut client, mut app) = bare.upgraded().await;
+    client.send(b"last").await;
+    let mut bytes = [0; 8];
+    soon("bytes at the application", app.read_exact(&mut bytes[..4])).await.unwrap();
+    assert_eq!(client.rest().await, (Vec::new(), End::Reset));
+    let broken = soon("the application's side", app.read(&mut bytes)).await;
+    assert!(broken.is_err(), "{broken:?}");
+    // What was agreed on before stands, and is idle for longer still.
+    bare.in_flight(1.0).await;
+    app_of_earlier.write_all(b"here").await.unwrap();
+    assert_eq!(earlier.bytes(4).await.unwrap(), b"here");
+    earlier.send(b"too").await;
+    soon("bytes at the application", app_of_earlier.read_exact(&mut bytes[..3])).await.unwrap();
+    assert_eq!(&bytes[..3], b"too");
+    let (front, replica) = (bare.front.metrics().await, bare.replica.metrics().await);
+    // Both measure it; the other one may hear of it first.
+    let idle = [("status", "101"), ("reason", "idle_timeout")];
+    let found = [&front, &replica].map(|metrics| metrics.sum("mesh_requests_total", &idle));
+    assert!(found[0] + found[1] >= 1.0, "{found:?}");
+    assert_eq!(front.sum("mesh_requests_total", &[]), 1.0, "nothing else has ended");
+}
+
+#[tokio::test]
+async fn a_drain_waits_for_a_tunnel_until_its_deadline() {
+    const CUT: &str = "the deadline ended requests in flight";
+    for leaves in ["orders-1", "front"] {
+        let mut bare = Bare::with(&json!({"drain": {"deadline": "500ms"}})).await;
+        let (mut client, mut app) = bare.upgraded().await;
+        let leaving = if leaves == "front" { &mut bare.front } else { &mut bare.replica };
+        leaving.process.signal(Signal::TERM);
+        assert!(leaving.process.end().await.success(), "{leaves}");
+        let log = leaving.process.log();
+        assert!(log.contains(CUT), "{leaves}: {log}");
+        assert_eq!(client.rest().await, (Vec::new(), End::Reset), "{leaves}");
+        let broken = soon("the application's side", app.read(&mut [0; 8])).await;
+        assert!(broken.is_err(), "{leaves}: {broken:?}");
+
+        let mut bare = Bare::start().await;
+        let (mut client, mut app) = bare.upgraded().await;
+        let leaving = if leaves == "front" { &mut bare.front } else { &mut bare.replica };
+        leaving.process.signal(Signal::TERM);
+        until(&format!("{leaves} drains"), || async { leaving.get("/ready").await.0 == 503 }).await;
+        app.write_all(b"still").await.unwrap();
+        assert_eq!(client.bytes(5).await.unwrap(), b"still", "{leaves}");
+        drop(app);
+        client.stream.shutdown().await.unwrap();
+        assert_eq!(client.rest().await, (Vec::new(), End::Closed), "{leaves}");
+        assert!(leaving.process.end().await.success(), "{leaves}");
+        assert!(!leaving.process.log().contains(CUT), "{leaves}: {}", leaving.process.log());
+    }
 }
 
 /// An application that speaks HTTP/2 alone, and echoes what extended CONNECT brings.
