@@ -71,7 +71,7 @@ enum Phase {
     Broken,
 }
 
-/// The body of one attempt: empty until [`Feed::start`].
+/// The body of one attempt: empty until the tunnel starts.
 #[derive(Debug)]
 pub struct TunnelBody {
     shared: Arc<Shared>,

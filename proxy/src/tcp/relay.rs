@@ -1,6 +1,6 @@
 //! Copies bytes both ways between two streams until both are done.
 //!
-//! Bounded and quiet: a direction holds at most [`CHUNK`] bytes that were read and not yet written, and
+//! Bounded and quiet: a direction holds at most 32 KiB that were read and not yet written, and
 //! no memory at all while there are none, so an idle pair costs nothing and a slow reader slows its
 //! writer. The end of one direction is passed on as such while the other goes on (half-close).
 

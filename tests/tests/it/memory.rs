@@ -196,7 +196,7 @@ async fn bodies_larger_than_memory_pass() {
         down(&client, service, pieces).await;
         for ((name, process), before) in processes.into_iter().zip(before) {
             let grown = peak(process).saturating_sub(before) >> 10;
-            let sent = pieces * PIECE as u64 >> 20;
+            let sent = (pieces * PIECE as u64) >> 20;
             println!("{service}: {sent} MiB up and down: the {name} sidecar grew by {grown} KiB at most");
             assert!(grown < 8 << 10, "{grown} KiB");
         }
