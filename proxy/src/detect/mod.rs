@@ -5,9 +5,11 @@
 //! `EHLO host`), so a request line must name its version before it is one; what turns out to be
 //! something else is opaque, and then carried as it comes.
 
+mod disguise;
 mod http1;
 mod tls;
 
+pub use disguise::{Disguise, disguise};
 pub use tls::ServerName;
 
 /// Bytes looked at, at most: what is not known by then is decided without more. A TLS hello with

@@ -9,3 +9,4 @@ pub mod replay;
 pub mod stalled;
 pub mod tunnel;
 pub mod upgrade;
+pub mod window;

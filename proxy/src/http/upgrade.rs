@@ -38,8 +38,11 @@ pub struct Asked {
 /// HTTP/2 (`h2c`), which no longer exist (RFC 9113 section 3.1).
 pub fn take(request: &mut Request<Incoming>) -> Option<Asked> {
     if request.method() == Method::CONNECT {
-        let protocol = request.extensions_mut().remove::<Protocol>()?;
+        // One of HTTP itself is left where it is, and refused with the method.
+        let protocol =
+            request.extensions().get::<Protocol>().filter(|protocol| !is_http(protocol.as_str()))?;
         let token = HeaderValue::from_str(protocol.as_str()).ok()?;
+        request.extensions_mut().remove::<Protocol>();
         let on = hyper::upgrade::on(&mut *request);
         *request.method_mut() = Method::GET;
         return Some(Asked { token, on, extended: true });
@@ -69,7 +72,8 @@ fn token(map: &HeaderMap) -> Option<HeaderValue> {
     HeaderValue::from_str(wanted).ok()
 }
 
-fn is_http(token: &str) -> bool {
+/// Whether a token means HTTP itself: what is said in it must be looked at as any request.
+pub fn is_http(token: &str) -> bool {
     token.eq_ignore_ascii_case("h2c")
         || token.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("http/"))
 }

@@ -19,6 +19,7 @@ use crate::http::body::{Body, Ending, Held, ResponseBody, Times};
 use crate::http::headers;
 use crate::http::replay::Replay;
 use crate::http::tunnel::{Feed, Tunnel};
+use crate::http::upgrade;
 use crate::policy::deadline;
 use crate::policy::inherited::{Inheritance, Remembered};
 use crate::policy::limit::adaptive::Sample;
@@ -56,8 +57,10 @@ pub async fn handle(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
         record.secured(|| peer.id.to_string());
     }
     let asked = Asked::read(&head.headers, now);
-    let upgrade =
-        head.headers.get(&headers::MESH_UPGRADE).filter(|_| head.version == Version::HTTP_2).cloned();
+    let carried = |token: &&HeaderValue| {
+        head.version == Version::HTTP_2 && token.to_str().is_ok_and(|token| !upgrade::is_http(token))
+    };
+    let upgrade = head.headers.get(&headers::MESH_UPGRADE).filter(carried).cloned();
     let arrived = Arrived { head, body, client, asked, upgrade };
     match carry(shared, peer, port, arrived, &mut record).await {
         Ok(carried) => respond(shared, carried, record),

@@ -28,6 +28,7 @@ use tokio_rustls::server::TlsStream;
 
 use self::served::ServedPort;
 use crate::http::exec::Executor;
+use crate::http::window;
 use crate::pool::pulse;
 use crate::shared::Shared;
 use crate::tcp::preface;
@@ -36,9 +37,7 @@ use crate::telemetry::metrics::Direction;
 /// Longest handshake: a peer that connects and says nothing must not hold a permit.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Concurrent requests a peer may send on one connection; its own limit is lower.
-const STREAMS: u32 = 250;
-const STREAM_WINDOW: u32 = 256 << 10;
-const CONNECTION_WINDOW: u32 = 1 << 20;
+const STREAMS: u32 = window::STREAMS;
 
 /// A peer that proved who it is, and the port it asked for.
 #[derive(Debug)]
@@ -107,7 +106,7 @@ fn peer(shared: &Shared, stream: &TlsStream<TcpStream>) -> Result<Arc<Peer>, (&'
 }
 
 /// Resolves when a connection should take no new requests: the drain has begun, or it is older than
-/// callers keep theirs. Whoever stole an identity must not outlive it on an old connection.
+/// callers keep theirs. Whoever stole an identity must not go on asking with it on an old connection.
 async fn enough(shared: &Shared) {
     tokio::select! {
         () = shared.inbound_drain.signalled() => {}
@@ -116,13 +115,39 @@ async fn enough(shared: &Shared) {
 }
 
 /// Resolves when a new policy no longer lets the peer call, or the mesh no longer lets in who proved
-/// nothing. Who was not let in from the beginning is
-/// told so request by request instead.
+/// nothing. Who was not let in from the beginning is told so request by request instead.
 async fn denied(shared: &Shared, peer: &Peer) {
     tokio::select! {
         () = denied_by_policy(peer) => {}
-        () = shared.directory.until(|snapshot| snapshot.mtls == MtlsMode::Strict), if !peer.id.is_proven() => {}
+        () = unproven(shared, peer) => {}
     }
+}
+
+/// Resolves when the peer may not call, be it from the beginning: for a connection that was let in
+/// once, while policies may have changed.
+async fn not_allowed(shared: &Shared, peer: &Peer) {
+    // Heard from here on, so that no change falls between looking and listening.
+    let later = denied(shared, peer);
+    tokio::pin!(later);
+    std::future::poll_fn(|context| {
+        if later.as_mut().poll(context).is_ready() {
+            return std::task::Poll::Ready(());
+        }
+        let port = peer.port.as_ref();
+        if port.is_some_and(|port| port.policy().authorize(&peer.id, &port.service).is_err()) {
+            return std::task::Poll::Ready(());
+        }
+        std::task::Poll::Pending
+    })
+    .await;
+}
+
+/// Resolves when the mesh has become strict for one who proved nothing.
+async fn unproven(shared: &Shared, peer: &Peer) {
+    if peer.id.is_proven() {
+        return std::future::pending().await;
+    }
+    shared.directory.until(|snapshot| snapshot.mtls == MtlsMode::Strict).await;
 }
 
 async fn denied_by_policy(peer: &Peer) {
@@ -148,8 +173,8 @@ fn h2_builder(shared: &Shared) -> http2::Builder<Executor> {
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(window::STREAM)
+        .initial_connection_window_size(window::CONNECTION)
         .max_header_list_size(u32::try_from(shared.config.limits.header_bytes).unwrap_or(u32::MAX))
         .keep_alive_interval(Duration::from_secs(30));
     builder
@@ -190,7 +215,11 @@ async fn drive<C: GracefulConnection<Error = hyper::Error>>(
             result = connection.as_mut() => return result,
             () = enough(shared) => connection.as_mut().graceful_shutdown(),
         }
-        tokio::time::timeout(shared.config.drain.deadline, connection).await.unwrap_or(Ok(()))
+        // What is under way may take its time, a WebSocket or a stream all day, but no drain's.
+        tokio::select! {
+            result = connection.as_mut() => result,
+            () = tcp::drained(shared) => Ok(()),
+        }
     };
     tokio::select! {
         result = gently => result,

@@ -20,17 +20,18 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::served::ServedPort;
-use super::{Peer, denied, drive, handle, probe, tcp};
+use super::{Peer, drive, handle, not_allowed, probe, tcp};
 use crate::capture::original;
 use crate::detect::Verdict;
 use crate::error::ProxyError;
 use crate::http::body::Body;
 use crate::http::exec::Executor;
 use crate::http::headers;
-use crate::io::{Prefixed, Stream, read_into, tell};
+use crate::io::{Guarded, Prefixed, Stream, read_into, tell};
 use crate::reason::Reason;
 use crate::route::DEFAULT_ROUTE;
 use crate::shared::Shared;
+use crate::tcp::keep_alive;
 use crate::tcp::relay::{End, relay};
 use crate::telemetry::edge::Edge;
 use crate::telemetry::metrics::Direction;
@@ -73,6 +74,7 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream) {
     else {
         return;
     };
+    keep_alive(&stream);
     let port = shared.served.get().and_then(|served| served.at_target(target.port()));
     let destination = port.as_ref().map_or(NOWHERE, |port| port.service.as_str());
     let edge = shared.metrics.edge(Direction::Inbound, NOBODY, destination, DEFAULT_ROUTE);
@@ -185,7 +187,7 @@ async fn join<C: Stream>(
     let reason = tokio::select! {
         end = relay(&mut client, &mut app, idle, &mut record) => match end {
             End::Complete => None,
-            End::Client(_) => Some(Reason::ClientClosed),
+            End::Client(error) => Some(tcp::broken_by_client(&error)),
             End::Server(_) => Some(Reason::AppReset),
             End::Idle => Some(Reason::IdleTimeout),
         },
@@ -238,9 +240,25 @@ impl Visit<'_> {
             };
             dialled = Some(app);
         }
-        let Ok(Ok(1..)) = first else { return self.detected(Detected::None, since) };
+        // Who ends without a word may still want to hear what the application says.
+        let words = if auto { 0 } else { 1 };
+        if !matches!(first, Ok(Ok(read)) if read >= words) {
+            return self.detected(Detected::None, since);
+        }
         let short = auto.then_some(timeouts.detect);
-        match tell(&mut stream, &mut bytes, short).await {
+        let telling = async {
+            tokio::select! {
+                told = tokio::time::timeout(timeouts.idle, tell(&mut stream, &mut bytes, short)) => told.ok(),
+                () = not_allowed(self.shared, &self.peer), if auto => None,
+                () = self.shared.inbound_drain.signalled() => None,
+            }
+        };
+        let Some(told) = telling.await else { return self.detected(Detected::None, since) };
+        if matches!(told, Ok(Verdict::Http1 | Verdict::Http2)) {
+            // Not for as long as the requests take.
+            dialled = None;
+        }
+        match told {
             Ok(Verdict::Http1) => {
                 self.detected(Detected::Http1, since);
                 self.http(Prefixed::new(Bytes::from(bytes), stream), Version::HTTP_11).await;
@@ -278,8 +296,11 @@ impl Visit<'_> {
         match admitted {
             Ok((app, idle)) => {
                 let record = ConnectionRecord::start(self.edge, self.shared.metrics.clone());
-                let client = Prefixed::new(Bytes::from(said), stream);
-                join(self.shared, (client, app), idle, denied(self.shared, &self.peer), record).await;
+                let mut client = Guarded::new(Prefixed::new(Bytes::from(said), stream));
+                if self.port.protocol == Protocol::Auto {
+                    client.watch();
+                }
+                join(self.shared, (client, app), idle, not_allowed(self.shared, &self.peer), record).await;
             }
             Err(error) => self.refused(&stream, &error),
         }

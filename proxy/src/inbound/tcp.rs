@@ -11,9 +11,9 @@ use tokio_rustls::server::TlsStream;
 
 use super::handle::source;
 use super::served::{ServedPort, account_name};
-use super::{Peer, denied};
+use super::{Peer, not_allowed};
 use crate::error::ProxyError;
-use crate::io::Stream;
+use crate::io::{Guarded, Stream, is_http};
 use crate::reason::Reason;
 use crate::route::DEFAULT_ROUTE;
 use crate::shared::Shared;
@@ -50,7 +50,7 @@ pub async fn serve(shared: Arc<Shared>, mut stream: Inward, peer: Arc<Peer>) {
     let edge = port.edge(&peer.id, &source(&peer, Some(&hello.source)));
     let record = ConnectionRecord::start(edge, shared.metrics.clone());
     match admit(&shared, &peer, port).await {
-        Ok((app, idle)) => carry(&shared, &peer, (stream, app), idle, record).await,
+        Ok((app, idle)) => carry(&shared, &peer, (Guarded::new(stream), app), idle, record).await,
         Err(error) => refuse(stream, record, &error).await,
     }
 }
@@ -99,7 +99,7 @@ pub(super) async fn admit(
 async fn carry(
     shared: &Shared,
     peer: &Peer,
-    (mut stream, mut app): (Inward, TcpStream),
+    (mut stream, mut app): (Guarded<Inward>, TcpStream),
     idle: Duration,
     mut record: ConnectionRecord,
 ) {
@@ -108,16 +108,19 @@ async fn carry(
         if let Err(error) = stream.write_all(&Answer::Connected.encode()).await {
             return End::Client(error);
         }
+        if peer.port.as_ref().is_some_and(|port| port.protocol == Protocol::Auto) {
+            stream.watch();
+        }
         relay(&mut stream, &mut app, idle, &mut record).await
     };
     let reason = tokio::select! {
         end = relaying => match end {
             End::Complete => None,
-            End::Client(_) => Some(Reason::ClientClosed),
+            End::Client(error) => Some(broken_by_client(&error)),
             End::Server(_) => Some(Reason::AppReset),
             End::Idle => Some(Reason::IdleTimeout),
         },
-        () = denied(shared, peer) => {
+        () = not_allowed(shared, peer) => {
             tracing::info!(peer = %peer.id, port = peer.asked, "connection ended: its peer may not call any more");
             Some(Reason::Denied)
         }
@@ -128,6 +131,11 @@ async fn carry(
         app.abort();
     }
     record.end(reason);
+}
+
+/// Why the client's side of opaque bytes failed.
+pub(super) fn broken_by_client(error: &std::io::Error) -> Reason {
+    if is_http(error) { Reason::NotServed } else { Reason::ClientClosed }
 }
 
 /// Resolves when the drain's time is over.

@@ -17,6 +17,7 @@ use super::entry::Target;
 use super::handle;
 use crate::http::exec::Executor;
 use crate::http::finale::{Abrupt, Finale};
+use crate::http::window;
 use crate::io::{Prefixed, Stream};
 use crate::shared::Shared;
 
@@ -75,6 +76,8 @@ async fn serve_http<Io: Stream>(
         builder
             .timer(TokioTimer::new())
             .enable_connect_protocol()
+            .initial_stream_window_size(window::STREAM)
+            .initial_connection_window_size(window::CONNECTION)
             .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX));
         let connection = builder.serve_connection(TokioIo::new(io), service);
         tokio::select! {

@@ -15,10 +15,7 @@ use super::h2::{Closing, Connection};
 use super::jittered;
 use super::pulse::{Heard, Pulse};
 use crate::http::body::Body;
-
-/// Flow-control windows: bodies of the usual size pass without waiting for an update.
-const STREAM_WINDOW: u32 = 256 << 10;
-const CONNECTION_WINDOW: u32 = 1 << 20;
+use crate::http::window;
 
 /// With requests under way, a peer that is silent for this long is sent a PING (RFC 9113 section 6.7).
 /// gRPC waits 10 s at least and 20 s for the answer (gRPC proposal A8), which is for mobile clients: here
@@ -56,8 +53,8 @@ where
     let inline = Inline { tasks: tasks.clone(), slot: Arc::new(Mutex::new(Slot::Open)) };
     let (sender, dispatch) = http2::Builder::new(inline.clone())
         .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(window::STREAM)
+        .initial_connection_window_size(window::CONNECTION)
         .max_header_list_size(u32::try_from(terms.header_bytes).unwrap_or(u32::MAX))
         .keep_alive_interval(terms.pings.then_some(PING_AFTER))
         .keep_alive_timeout(PING_ANSWER)

@@ -318,3 +318,33 @@ async fn a_drain_gives_connections_its_time_and_no_more() {
     is_reset(&mut open).await;
     ended(&front, "upstream_reset", 1.0).await;
 }
+
+#[tokio::test]
+async fn http_does_not_get_in_as_something_else() {
+    // What the client's sidecar takes for no HTTP, and many servers take for a request.
+    let disguises = [
+        &b"\n\n\n\n\nGET / HTTP/1.1\r\nhost: db\r\nx-forwarded-client-cert: URI=me\r\n\r\n"[..],
+        b"GET / HTTP/1.1\rhost: db\r\nx-forwarded-client-cert: URI=me\r\n\r\n",
+        b" \tGET\t/ HTTP/1.0\r\nx-forwarded-client-cert: URI=me\r\n\r\n",
+    ];
+    let app = TcpApp::echo().await;
+    let mesh = Mesh::start().await;
+    let (db, front) = pair(&mesh, "auto", app.address).await;
+    for disguise in disguises {
+        let mut stream = TcpStream::connect(front.ports[0]).await.unwrap();
+        stream.write_all(disguise).await.unwrap();
+        let mut read = Vec::new();
+        let _reset = soon("the connection is broken", stream.read_to_end(&mut read)).await;
+        let back = String::from_utf8_lossy(&read).into_owned();
+        assert!(!back.contains("URI=me"), "{back:?}");
+    }
+    let refused = [("direction", "inbound"), ("destination", DB), ("reason", "not_served")];
+    until("the server's sidecar has broken them", || async {
+        db.metrics().await.sum(CLOSED, &refused) >= 1.0
+    })
+    .await;
+    // Declared as opaque it is nobody's business.
+    let mesh = Mesh::start().await;
+    let (_db, front) = pair(&mesh, "tcp", app.address).await;
+    assert_eq!(converse(front.ports[0], disguises[0]).await, disguises[0]);
+}
