@@ -27,26 +27,32 @@ fn script() -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/grpc/peer.py").to_string_lossy().into_owned()
 }
 
+/// A server that knows its name, and where it listens.
+async fn serve(mesh: &Mesh, name: &str) -> (Running, SocketAddr) {
+    let output = mesh.directory().join(format!("{name}.txt"));
+    let mut server = Running::start(PYTHON, &[script(), "serve".into(), name.into()], output);
+    let mut port = 0u16;
+    until("the server listens", || {
+        let said = server.output();
+        assert!(server.ended().is_none(), "the server ended: {said}");
+        let line = said.lines().find_map(|line| line.strip_prefix("port ")).map(str::to_owned);
+        port = line.and_then(|line| line.parse().ok()).unwrap_or(0);
+        async move { port != 0 }
+    })
+    .await;
+    (server, SocketAddr::from(([127, 0, 0, 1], port)))
+}
+
 impl Grpc {
     async fn start(policies: &str) -> Self {
         let mesh = Mesh::start().await;
         if !policies.is_empty() {
             mesh.apply(policies).await;
         }
-        let mut server =
-            Running::start(PYTHON, &[script(), "serve".into()], mesh.directory().join("server.txt"));
-        let mut port = 0u16;
-        until("the server listens", || {
-            let said = server.output();
-            assert!(server.ended().is_none(), "the server ended: {said}");
-            let line = said.lines().find_map(|line| line.strip_prefix("port ")).map(str::to_owned);
-            port = line.and_then(|line| line.parse().ok()).unwrap_or(0);
-            async move { port != 0 }
-        })
-        .await;
+        let (server, address) = serve(&mesh, "orders-1").await;
         let mut replica = mesh.sidecar("orders-1");
         for service in SERVICES {
-            replica = replica.serves_at(service, 80, "grpc", SocketAddr::from(([127, 0, 0, 1], port)));
+            replica = replica.serves_at(service, 80, "grpc", address);
         }
         let replica = replica.start().await;
         let names = SERVICES.map(|service| format!("{service}.shop"));
@@ -202,4 +208,55 @@ async fn a_policy_that_names_codes_has_calls_made_again() {
     assert_eq!(grpc.executions("Fail"), 4);
     let sent = [("reason", "grpc_status"), ("outcome", "sent")];
     assert_eq!(grpc.front.metrics().await.sum("mesh_retries_total", &sent), 3.0);
+}
+
+#[tokio::test]
+async fn calls_of_one_channel_go_to_every_replica() {
+    let spread = "loadBalancing: {algorithm: roundRobin, slowStart: 0s}";
+    let grpc = Grpc::start(&traffic("orders", spread)).await;
+    let ask = json!(vec![json!({"method": "Who", "messages": [""]}); 20]);
+    let answered = |answers: &[Value], name: &str| {
+        let said = |answer: &&Value| answer["messages"] == json!([name]);
+        answers.iter().filter(said).count()
+    };
+    let alone = grpc.call("orders.shop", &ask);
+    assert_eq!(answered(&alone, "orders-1"), 20, "{alone:?}");
+    let (_second, address) = serve(&grpc.mesh, "orders-2").await;
+    let _replica = grpc.mesh.sidecar("orders-2").serves_at("orders", 80, "grpc", address).start().await;
+    grpc.front.knows_healthy("orders.shop", 2).await;
+    let connections =
+        || async { grpc.front.metrics().await.sum("mesh_protocol_detections_total", &[("protocol", "h2")]) };
+    let before = connections().await;
+    let both = grpc.call("orders.shop", &ask);
+    assert_eq!(connections().await - before, 1.0, "one connection for all of them");
+    assert_eq!([answered(&both, "orders-1"), answered(&both, "orders-2")], [10, 10], "{both:?}");
+}
+
+#[tokio::test]
+async fn a_stream_that_is_cut_short_ends_at_the_server_too() {
+    let grpc = Grpc::start("").await;
+    // On a channel that is connected: that takes of the time, too.
+    let answers = grpc.call(
+        "orders.shop",
+        &json!([
+            {"method": "Echo", "messages": ["first"]},
+            {"method": "EndlessTalk", "messages": ["begun"], "open": true, "timeout": 2},
+            {"method": "Endless", "messages": ["begun"], "timeout": 300, "cancel after": 1},
+            {"method": "Echo", "messages": ["last"]},
+        ]),
+    );
+    let codes: Vec<_> = answers.iter().map(|answer| answer["code"].as_str().unwrap()).collect();
+    assert_eq!(codes, ["OK", "DEADLINE_EXCEEDED", "CANCELLED", "OK"], "{answers:?}");
+    for answer in &answers[1..3] {
+        assert_eq!(answer["messages"], json!(["begun"]), "{answer}");
+    }
+    let called = ["EndlessTalk", "Endless"].map(|method| grpc.executions(method));
+    assert_eq!(called, [1, 1], "neither was made again");
+    until("the server learns of both ends", || async { grpc.executions("cut off") == 2 }).await;
+    for sidecar in [&grpc.front, &grpc.replica] {
+        until(&format!("nothing is left at {}", sidecar.id), || async {
+            sidecar.metrics().await.sum("mesh_requests_in_flight", &[]) == 0.0
+        })
+        .await;
+    }
 }

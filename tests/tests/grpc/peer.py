@@ -1,6 +1,6 @@
 """A server and a client of gRPC, as grpcio has them, that know nothing of a mesh.
 
-    peer.py serve                              listens on a free port and prints it; a line for each call
+    peer.py serve NAME                         listens on a free port and prints it; a line for each call
     peer.py call ADDRESS AUTHORITY             makes the calls of a JSON list on standard input, and prints
                                                what came of each
 
@@ -67,6 +67,19 @@ def hang(request, context):
     return b"too late"
 
 
+def who(request, context):
+    return sys.argv[2].encode()
+
+
+def endless(request, context):
+    """Answers what there is at once, and never ends by itself."""
+    ended = threading.Event()
+    context.add_callback(ended.set)
+    yield next(request) if hasattr(request, "__next__") else request
+    ended.wait()
+    print("cut off", flush=True)
+
+
 UNARY, STREAM = False, True
 METHODS = {
     "Echo": (UNARY, UNARY, echo),
@@ -77,6 +90,9 @@ METHODS = {
     "Flaky": (UNARY, UNARY, flaky),
     "TimeLeft": (UNARY, UNARY, time_left),
     "Hang": (UNARY, UNARY, hang),
+    "Who": (UNARY, UNARY, who),
+    "Endless": (UNARY, STREAM, endless),
+    "EndlessTalk": (STREAM, STREAM, endless),
 }
 
 
@@ -118,19 +134,31 @@ def call(channel, step):
     }
     method = makers[request, response](f"/{SERVICE}/{name}")
     messages = [message.encode() for message in step["messages"]]
-    payload = iter(messages) if request is STREAM else messages[0]
+    over = threading.Event()
+
+    def sent():
+        yield from messages
+        if step.get("open"):
+            over.wait()
+
+    payload = sent() if request is STREAM else messages[0]
     timeout = step.get("timeout", 20)
     answer, code, details, trailing = [], grpc.StatusCode.OK, "", ()
     try:
         if response is STREAM:
             running = method(payload, timeout=timeout)
-            answer.extend(running)
+            for message in running:
+                answer.append(message)
+                if len(answer) == step.get("cancel after"):
+                    running.cancel()
         else:
             message, running = method.with_call(payload, timeout=timeout)
             answer.append(message)
         trailing = running.trailing_metadata()
     except grpc.RpcError as error:
         code, details, trailing = error.code(), error.details(), error.trailing_metadata()
+    finally:
+        over.set()
     return {
         "code": code.name,
         "details": details,
