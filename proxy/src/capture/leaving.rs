@@ -2,7 +2,8 @@
 //! mistake, because the sidecar runs as another user than the redirect leaves out, they arrive here
 //! again, and must be known.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,19 +12,30 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
 use tokio::net::TcpStream;
 
-/// Their local ends.
+use crate::control::owners::canonical;
+
+/// Their two ends, with how many have them: the kernel may give both to a new connection before its
+/// predecessor is forgotten here. One end alone says nothing, since the kernel gives a local port to
+/// connections to several destinations at once.
 #[derive(Debug, Default)]
-pub struct Leaving(Mutex<HashSet<SocketAddr>>);
+pub struct Leaving(Mutex<HashMap<Ends, usize>>);
+
+/// The local address and the destination, in IPv4 if they are.
+type Ends = (SocketAddr, SocketAddr);
+
+fn ends(local: SocketAddr, destination: SocketAddr) -> Ends {
+    (canonical(local), canonical(destination))
+}
 
 /// One of them, forgotten when this is dropped: keep it as long as the connection.
 #[derive(Debug)]
 pub struct Left {
     leaving: Arc<Leaving>,
-    local: SocketAddr,
+    ends: Ends,
 }
 
 impl Leaving {
-    /// Connects. Its end is known before anybody can have accepted the connection, if the data plane has
+    /// Connects. Its ends are known before anybody can have accepted the connection, if the data plane has
     /// one thread; with more, one that comes back may be missed, and is known the next time round.
     ///
     /// Cancel safety: the connection is dropped.
@@ -39,9 +51,7 @@ impl Leaving {
             Err(error) => return Err(error.into()),
         }
         let stream = TcpStream::from_std(socket.into())?;
-        let local = stream.local_addr()?;
-        self.lock().insert(local);
-        let left = Left { leaving: self.clone(), local };
+        let left = self.note(ends(stream.local_addr()?, address));
         stream.writable().await?;
         match stream.take_error()? {
             None => Ok((stream, left)),
@@ -49,20 +59,30 @@ impl Leaving {
         }
     }
 
-    /// Whether the connection that comes from this address is one of ours.
-    pub fn is_ours(&self, from: SocketAddr) -> bool {
-        self.lock().contains(&from)
+    fn note(self: &Arc<Self>, ends: Ends) -> Left {
+        *self.lock().entry(ends).or_default() += 1;
+        Left { leaving: self.clone(), ends }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashSet<SocketAddr>> {
-        // A set is whole after any panic.
+    /// Whether the connection that comes from this address and was going to that one is one of ours.
+    pub fn is_ours(&self, from: SocketAddr, destination: SocketAddr) -> bool {
+        self.lock().contains_key(&ends(from, destination))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Ends, usize>> {
+        // A count is whole after any panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Left {
     fn drop(&mut self) {
-        self.leaving.lock().remove(&self.local);
+        if let Entry::Occupied(mut known) = self.leaving.lock().entry(self.ends) {
+            *known.get_mut() -= 1;
+            if *known.get() == 0 {
+                known.remove();
+            }
+        }
     }
 }
 
@@ -81,13 +101,31 @@ mod tests {
             let (connected, accepted) = tokio::join!(leaving.connect(at), listener.accept());
             let ((stream, left), (_accepted, from)) = (connected.unwrap(), accepted.unwrap());
             assert_eq!(stream.local_addr().unwrap(), from);
-            assert!(leaving.is_ours(from) && !leaving.is_ours(at));
+            assert!(leaving.is_ours(from, at) && !leaving.is_ours(at, from));
             drop((stream, left));
-            assert!(!leaving.is_ours(from));
+            assert!(!leaving.is_ours(from, at));
             drop(listener);
             let refused = leaving.connect(at).await.unwrap_err();
             assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
         }
+        assert!(leaving.lock().is_empty());
+    }
+
+    #[test]
+    fn both_ends_tell_and_each_of_two_with_the_same_is_forgotten_by_itself() {
+        let leaving = Arc::new(Leaving::default());
+        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let (from, destination) = (at("10.0.0.1:40000"), at("192.0.2.1:443"));
+        let first = leaving.note(ends(from, destination));
+        let second = leaving.note(ends(at("[::ffff:10.0.0.1]:40000"), at("[::ffff:192.0.2.1]:443")));
+        // The application's own, from the same port.
+        for other in ["192.0.2.2:443", "192.0.2.1:80"] {
+            assert!(!leaving.is_ours(from, at(other)), "{other}");
+        }
+        drop(first);
+        assert!(leaving.is_ours(from, destination), "there is another");
+        drop(second);
+        assert!(!leaving.is_ours(from, destination));
         assert!(leaving.lock().is_empty());
     }
 }

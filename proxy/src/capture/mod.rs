@@ -30,7 +30,7 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream) {
 ///
 /// Cancel safety: safe.
 async fn target(shared: &Shared, from: SocketAddr, address: SocketAddr) -> Target {
-    if shared.leaving.is_ours(from) {
+    if shared.leaving.is_ours(from, address) {
         // Carried on, it would come back here, and again, until there are no connections left.
         tracing::error!(
             %address,
