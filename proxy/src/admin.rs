@@ -326,7 +326,8 @@ fn addresses(shared: &Shared) -> Value {
     let snapshot = shared.directory.load_full();
     let held = shared.directory.owners.held();
     let known: Vec<_> = held.iter().map(|(address, owner)| owned(*address, owner)).collect();
-    json!({"mtls": {"mode": snapshot.mtls}, "egress": {"mode": snapshot.egress}, "addresses": known})
+    let egress = snapshot.egress.map_or(json!("unknown"), |mode| json!(mode));
+    json!({"mtls": {"mode": snapshot.mtls}, "egress": {"mode": egress}, "addresses": known})
 }
 
 fn owned(address: SocketAddr, owner: &Owner) -> Value {

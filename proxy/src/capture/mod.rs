@@ -9,11 +9,12 @@ pub mod uid;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use outrigger_api::resource::EgressMode;
 use tokio::net::TcpStream;
 
 use crate::control::owners::Owner;
+use crate::error::ProxyError;
 use crate::outbound::entry::{self, Refusal, Target};
+use crate::outbound::tcp;
 use crate::shared::Shared;
 
 /// Serves one connection of the application's, captured or made to the sidecar itself, until it ends.
@@ -21,7 +22,10 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream) {
     let Ok(from) = stream.peer_addr() else { return };
     let target = match original::destination(&stream) {
         None => Target::Named,
-        Some(address) => target(&shared, from, address).await,
+        Some(address) => match target(&shared, from, address).await {
+            Ok(target) => target,
+            Err(error) => return tcp::refuse(&stream, tcp::nowhere(&shared), &error),
+        },
     };
     entry::serve(shared, stream, from, target).await;
 }
@@ -29,7 +33,10 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream) {
 /// Where a connection goes that was going to `address`.
 ///
 /// Cancel safety: safe.
-async fn target(shared: &Shared, from: SocketAddr, address: SocketAddr) -> Target {
+///
+/// # Errors
+/// That is not known in time.
+async fn target(shared: &Shared, from: SocketAddr, address: SocketAddr) -> Result<Target, ProxyError> {
     if shared.leaving.is_ours(from, address) {
         // Carried on, it would come back here, and again, until there are no connections left.
         tracing::error!(
@@ -37,17 +44,16 @@ async fn target(shared: &Shared, from: SocketAddr, address: SocketAddr) -> Targe
             "this sidecar's own connections are captured: run `outrigger capture install` with --uid {}",
             rustix::process::geteuid().as_raw()
         );
-        return Target::Refused(address, Refusal::Loop);
+        return Ok(Target::Refused(address, Refusal::Loop));
     }
     if shared.own.contains(address) {
-        return Target::Refused(address, Refusal::Loop);
+        return Ok(Target::Refused(address, Refusal::Loop));
     }
-    match shared.directory.owner(address, shared.config.timeouts.discovery).await {
-        Owner::Service { name, port } => Target::Service { name, port },
-        Owner::Endpoint { name, port, workload } => Target::Endpoint { name, port, workload },
-        Owner::Outside => match shared.directory.load().egress {
-            EgressMode::Allow => Target::Outside(address),
-            EgressMode::Deny => Target::Refused(address, Refusal::Egress),
-        },
+    match shared.directory.bound_for(address, shared.config.timeouts.discovery).await {
+        Ok(Owner::Service { name, port }) => Ok(Target::Service { name, port }),
+        Ok(Owner::Endpoint { name, port, workload }) => Ok(Target::Endpoint { name, port, workload }),
+        Ok(Owner::Outside) => Ok(Target::Outside(address)),
+        Err(ProxyError::EgressDenied(_)) => Ok(Target::Refused(address, Refusal::Egress)),
+        Err(error) => Err(error),
     }
 }

@@ -24,8 +24,8 @@ pub struct Snapshot {
     pub sampling: f64,
     /// Whom to let in; strict while nothing is known.
     pub mtls: MtlsMode,
-    /// Whether the application may leave the mesh; allowed while nothing is known.
-    pub egress: EgressMode,
+    /// Whether the application may leave the mesh; none while that is not known.
+    pub egress: Option<EgressMode>,
     services: HashMap<Box<str>, Entry>,
 }
 

@@ -35,7 +35,7 @@ struct Mesh {
     sampling: f64,
     defaults: TrafficPolicySpec,
     mtls: MtlsMode,
-    egress: EgressMode,
+    egress: Option<EgressMode>,
 }
 
 /// Policies and routes of one service, in the order the registry sent them: of kind, namespace and
@@ -48,7 +48,7 @@ impl Default for Mesh {
             sampling: DEFAULT_SAMPLING_RATIO,
             defaults: TrafficPolicySpec::default(),
             mtls: MtlsMode::default(),
-            egress: EgressMode::default(),
+            egress: None,
         }
     }
 }
@@ -133,8 +133,9 @@ impl State {
         self.mesh.mtls
     }
 
-    /// Whether applications may leave the mesh: they may until the mesh says otherwise.
-    pub fn egress(&self) -> EgressMode {
+    /// Whether applications may leave the mesh; none until it says so. The registry begins with it, also
+    /// where nobody has applied a `MeshConfig`.
+    pub fn egress(&self) -> Option<EgressMode> {
         self.mesh.egress
     }
 
@@ -241,7 +242,7 @@ impl State {
                 let egress = v1::EgressMode::try_from(mesh.egress_mode).map_err(|_| {
                     format!("egress mode {} is unknown to this sidecar; upgrade it", mesh.egress_mode)
                 })?;
-                (self.mesh.mtls, self.mesh.egress) = (mtls.into(), egress.into());
+                (self.mesh.mtls, self.mesh.egress) = (mtls.into(), Some(egress.into()));
                 self.mesh.sampling = ratio;
                 if self.mesh.defaults != defaults {
                     self.mesh.defaults = defaults;
@@ -526,24 +527,30 @@ mod tests {
     }
 
     #[test]
-    fn a_mesh_is_strict_and_open_until_it_says_otherwise_and_unknown_modes_change_nothing() {
+    fn a_mesh_is_strict_and_its_egress_unknown_until_it_speaks_and_unknown_modes_change_nothing() {
         let mut state = State::default();
         let modes = |state: &State| (state.mtls(), state.egress());
-        assert_eq!(modes(&state), (MtlsMode::Strict, EgressMode::Allow));
+        assert_eq!(modes(&state), (MtlsMode::Strict, None));
         let mesh = |mtls_mode: i32, egress_mode: i32| {
             Change::Mesh(v1::MeshSettings { mtls_mode, egress_mode, ..Default::default() })
         };
+        state.apply(update(vec![mesh(9, 0), mesh(0, 9), service("orders.shop", vec![])]));
+        assert_eq!(modes(&state), (MtlsMode::Strict, None), "not told, whatever else was");
         let (permissive, deny) = (v1::MtlsMode::Permissive.into(), v1::EgressMode::Deny.into());
         assert_eq!(state.apply(update(vec![mesh(permissive, deny)])).refused, []);
-        assert_eq!(modes(&state), (MtlsMode::Permissive, EgressMode::Deny));
+        assert_eq!(modes(&state), (MtlsMode::Permissive, Some(EgressMode::Deny)));
         // Neither half of a message that cannot be read whole.
         for unknown in [mesh(9, 0), mesh(0, 9)] {
             let refused = state.apply(update(vec![unknown])).refused;
             assert_eq!(refused[0].resource, "MeshConfig/default");
-            assert_eq!(modes(&state), (MtlsMode::Permissive, EgressMode::Deny));
+            assert_eq!(modes(&state), (MtlsMode::Permissive, Some(EgressMode::Deny)));
         }
         state.apply(update(vec![mesh(0, 0)]));
-        assert_eq!(modes(&state), (MtlsMode::Strict, EgressMode::Allow), "as registries of before say it");
+        assert_eq!(
+            modes(&state),
+            (MtlsMode::Strict, Some(EgressMode::Allow)),
+            "as registries of before say it"
+        );
     }
 
     #[test]

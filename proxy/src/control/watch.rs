@@ -144,7 +144,8 @@ impl Watch {
         self.owners().restore(applied.owners.iter().cloned());
         // Another release may have dropped what this one needs, and policies of other services were
         // asked for then: the registry tells all of it again.
-        if old.software == head.software && old.serves == head.serves && applied.refused.is_empty() {
+        let whole = applied.refused.is_empty() && self.state.egress().is_some();
+        if old.software == head.software && old.serves == head.serves && whole {
             self.cursor.clone_from(&old.cursor);
         }
         self.store = Some(old.store).filter(|store| !store.is_empty());

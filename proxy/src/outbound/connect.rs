@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
@@ -15,11 +16,12 @@ use super::destination::{self, Destination};
 use super::entry::{self, Target};
 use super::tcp;
 use crate::capture::leaving::Left;
+use crate::control::directory::Directory;
 use crate::control::owners::Owner;
 use crate::error::ProxyError;
 use crate::http::body::Body;
 use crate::io::Prefixed;
-use crate::shared::Shared;
+use crate::shared::{OwnAddresses, Shared};
 
 /// Where a tunnel leads.
 enum Way {
@@ -105,39 +107,93 @@ async fn way(shared: &Arc<Shared>, authority: &str) -> Result<Way, ProxyError> {
     }
 }
 
-/// To an address, which may be one of the mesh as well; else out of it, if that is allowed.
+/// To the addresses of a host, which may be of the mesh as well; else out of it, if that is allowed.
 async fn outside(shared: &Arc<Shared>, authority: &str) -> Result<Way, ProxyError> {
-    let limit = shared.config.timeouts.discovery;
-    let literal = authority.parse::<SocketAddr>().ok();
-    if let Some(address) = literal {
-        match shared.directory.owner(address, limit).await {
-            Owner::Service { name, port } => return Ok(Way::Mesh(Target::Service { name, port })),
-            Owner::Endpoint { name, port, workload } => {
-                return Ok(Way::Mesh(Target::Endpoint { name, port, workload }));
-            }
-            Owner::Outside => {}
-        }
-    }
-    if shared.directory.load().egress == EgressMode::Deny {
-        return Err(ProxyError::EgressDenied(authority.to_owned()));
-    }
     let resolving = tokio::time::timeout(tcp::OUTSIDE_CONNECT, resolve(authority));
     let addresses = resolving.await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
     let addresses = addresses.map_err(|error| {
         tracing::debug!(%error, authority, "not resolved");
-        ProxyError::UnknownService(authority.to_owned())
-    })?;
-    let mut failed = None;
-    for address in addresses {
-        // A name must not lead where its address must not.
-        if address.ip().is_loopback() || address.ip().is_unspecified() {
-            failed = Some(ProxyError::UnknownService(authority.to_owned()));
-            continue;
+        match shared.directory.load().egress {
+            // It would have had to leave, for the registry does not know it.
+            Some(EgressMode::Deny) => ProxyError::EgressDenied(authority.to_owned()),
+            Some(EgressMode::Allow) | None => ProxyError::UnknownService(authority.to_owned()),
         }
-        match tcp::connect_outside(shared, address).await {
+    })?;
+    let limit = shared.config.timeouts.discovery;
+    let mut failed = None;
+    for mut address in addresses {
+        address.set_ip(address.ip().to_canonical());
+        let connected = match owner(&shared.directory, &shared.own, address, limit).await {
+            Ok(Owner::Service { name, port }) => return Ok(Way::Mesh(Target::Service { name, port })),
+            Ok(Owner::Endpoint { name, port, workload }) => {
+                return Ok(Way::Mesh(Target::Endpoint { name, port, workload }));
+            }
+            Ok(Owner::Outside) => tcp::connect_outside(shared, address).await,
+            // The next one would wait for the same.
+            Err(error @ ProxyError::DiscoveryUnavailable(_)) => return Err(error),
+            Err(error) => Err(error),
+        };
+        match connected {
             Ok(server) => return Ok(Way::Outside(server)),
             Err(error) => failed = Some(error),
         }
     }
     Err(failed.unwrap_or_else(|| ProxyError::UnknownService(authority.to_owned())))
+}
+
+/// Whose an address is that a host has: a name must not lead where its address must not.
+async fn owner(
+    directory: &Directory,
+    own: &OwnAddresses,
+    address: SocketAddr,
+    limit: Duration,
+) -> Result<Owner, ProxyError> {
+    if own.contains(address) {
+        return Err(ProxyError::Loop(address.to_string()));
+    }
+    if address.ip().is_loopback() || address.ip().is_unspecified() {
+        return Err(ProxyError::UnknownService(address.to_string()));
+    }
+    directory.bound_for(address, limit).await
+}
+
+#[cfg(test)]
+mod tests {
+    use outrigger_common::name::ServiceName;
+
+    use super::*;
+    use crate::control::owners::Owners;
+    use crate::telemetry::metrics::Metrics;
+
+    #[tokio::test]
+    async fn what_a_name_resolves_to_is_judged_by_its_address() {
+        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let own = OwnAddresses {
+            outbound: at("127.0.0.1:15001"),
+            mesh: at("192.0.2.7:15008"),
+            admin: at("127.0.0.1:15020"),
+            inbound: None,
+            local_ports: Vec::new(),
+        };
+        let (directory, _wanted) = Directory::new(Owners::new(own.clone(), Arc::new(Metrics::new(8))));
+        let name = ServiceName::parse("orders.shop").unwrap();
+        let service = Owner::Service { name: name.clone(), port: 80 };
+        let endpoint = Owner::Endpoint { name, port: 80, workload: "orders-1".into() };
+        let told =
+            [("10.0.9.1:80", &service), ("10.0.0.7:8080", &endpoint), ("192.0.2.1:443", &Owner::Outside)];
+        directory.owners.restore(told.map(|(address, owner)| (at(address), owner.clone())));
+        let judged = async |address: &str| owner(&directory, &own, at(address), Duration::ZERO).await;
+        assert_eq!(judged("10.0.9.1:80").await.unwrap(), service);
+        assert_eq!(judged("10.0.0.7:8080").await.unwrap(), endpoint);
+        for (address, wanted) in [
+            ("192.0.2.7:15008", "loop"),
+            ("127.0.0.1:15020", "loop"),
+            ("127.0.0.1:9", "unknown_service"),
+            ("[::1]:9", "unknown_service"),
+            ("0.0.0.0:9", "unknown_service"),
+            ("192.0.2.1:443", "discovery_unavailable"),
+        ] {
+            assert_eq!(judged(address).await.unwrap_err().reason().as_str(), wanted, "{address}");
+        }
+    }
 }

@@ -47,6 +47,7 @@ pub fn parse(authority: &str, namespace: &str) -> Destination {
     }
     let literal = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     if let Ok(address) = literal.parse::<IpAddr>() {
+        let address = address.to_canonical();
         let local = address.is_loopback() || address.is_unspecified();
         return if local { Destination::Local { port } } else { Destination::NotAService };
     }
@@ -127,7 +128,14 @@ mod tests {
 
     #[test]
     fn what_is_no_service_is_told_apart() {
-        for local in ["127.0.0.1:15001", "localhost:15001", "[::1]:15001", "0.0.0.0:15001"] {
+        for local in [
+            "127.0.0.1:15001",
+            "localhost:15001",
+            "[::1]:15001",
+            "0.0.0.0:15001",
+            "[::ffff:127.0.0.1]:15001",
+            "[::ffff:0.0.0.0]:15001",
+        ] {
             assert_eq!(parse(local, "shop"), Destination::Local { port: 15001 }, "{local}");
         }
         for other in ["10.0.0.1", "[2001:db8::1]:80", "a.b.c.d", "example.com.au", "under_score", "-x.shop"] {

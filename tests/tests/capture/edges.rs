@@ -82,3 +82,27 @@ async fn a_sidecar_that_is_captured_itself_says_so_instead_of_calling_itself() {
     let log = scene.front_sidecar.process.log();
     assert!(log.contains("--uid 1337"), "the log names the remedy");
 }
+
+#[tokio::test]
+async fn nobody_leaves_before_the_mesh_has_said_whether_one_may() {
+    let scene = Scene::start(Family::V4, "nft", "egress: {mode: deny}").await;
+    let outside = scene.family.of(&scene.outside);
+    let Scene { mut mesh, front_sidecar, front, outside: _machine, .. } = scene;
+    mesh.registry.kill();
+    // It kept nothing of its earlier life.
+    let sidecar = front_sidecar.relaunch(&json!({"timeouts": {"discovery": "100ms"}})).await;
+    let egress = async || {
+        let (_, text) = sidecar.get("/addresses").await;
+        let page: serde_json::Value = serde_json::from_str(&text).unwrap();
+        page["egress"]["mode"].as_str().unwrap_or_default().to_owned()
+    };
+    assert_eq!(egress().await, "unknown");
+    let refused = ask(&front, APP, outside, GREETING_PORT);
+    assert!(refused.contains("Connection reset by peer"), "{refused}");
+    let labels = [("reason", "discovery_unavailable")];
+    assert_eq!(sidecar.metrics().await.sum("mesh_tcp_connections_closed_total", &labels), 1.0);
+    mesh.restart_registry().await;
+    until("it is told", || async { egress().await == "deny" }).await;
+    let got = curl(&front, APP, &[&url(outside, APP_PORT, "/")]);
+    assert_eq!((got.status, got.reason()), (403, "egress_denied"), "{got:?}");
+}

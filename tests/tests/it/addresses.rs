@@ -177,7 +177,7 @@ async fn what_the_mesh_says_of_plaintext_and_of_leaving_it_is_in_force_everywher
     let mesh = Mesh::start().await;
     let front = mesh.sidecar("front").start().await;
     let modes = |page: &Value| format!("{} {}", page["mtls"]["mode"], page["egress"]["mode"]);
-    assert_eq!(modes(&page(&front).await), r#""strict" "allow""#);
+    until("it is told", || async { modes(&page(&front).await) == r#""strict" "allow""# }).await;
     mesh.apply(
         "apiVersion: outrigger.dev/v1alpha1\nkind: MeshConfig\nmetadata: {name: default}\nspec: {mtls: {mode: permissive}, egress: {mode: deny}}\n",
     )

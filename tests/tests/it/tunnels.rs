@@ -92,14 +92,19 @@ async fn connect_leads_to_services() {
     // HTTP inside a tunnel is HTTP.
     let (code, text) = curl(&["-x", &proxy, "--proxytunnel", "http://orders.shop/"]).await;
     assert_eq!((code, text.as_str()), (0, "app"));
+    mesh.apply("apiVersion: outrigger.dev/v1alpha1\nkind: Service\nmetadata: {name: orders, namespace: shop}\nspec: {ports: [{port: 80, protocol: auto}], addresses: [10.0.9.1]}\n").await;
+    let (code, text) = curl(&["-x", &proxy, "--proxytunnel", "http://[::ffff:10.0.9.1]/"]).await;
+    assert_eq!((code, text.as_str()), (0, "app"), "by virtual address");
     let metrics = front.metrics().await;
-    assert_eq!(metrics.sum("mesh_requests_total", &[("destination", "orders.shop"), ("status", "200")]), 1.0);
+    assert_eq!(metrics.sum("mesh_requests_total", &[("destination", "orders.shop"), ("status", "200")]), 2.0);
     assert_eq!(metrics.sum("mesh_tcp_connections_opened_total", &[("destination", SECURE)]), 1.0);
     for (host, status) in [
         ("nobody.nowhere.example", "404"),
         ("secure.shop:1234", "404"),
         ("localhost:9", "404"),
+        ("[::ffff:127.0.0.1]:9", "404"),
         (&format!("127.0.0.1:{}", front.admin.port()), "508"),
+        (&format!("[::ffff:127.0.0.1]:{}", front.admin.port()), "508"),
     ] {
         let url = format!("http://{host}/");
         let code_of = ["-x", &proxy, "--proxytunnel", "-o", "/dev/null", "-w", "%{http_connect}", &url];
