@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 fn service(addresses: &str) -> String {
     format!(
-        "apiVersion: outrigger.dev/v1alpha1\nkind: Service\nmetadata: {{name: orders, namespace: shop}}\nspec: {{ports: [{{port: 80, protocol: http}}], addresses: {addresses}}}\n"
+        "apiVersion: outrigger.dev/v1alpha1\nkind: Service\nmetadata: {{name: orders, namespace: shop}}\nspec: {{ports: [{{port: 80, protocol: auto}}], addresses: {addresses}}}\n"
     )
 }
 
