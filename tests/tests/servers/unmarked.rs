@@ -30,14 +30,16 @@ async fn mariadb_speaks_first() {
     dies_under(server, asleep, "Lost connection").await;
 }
 
-/// Bytes of both directions are on both sidecars' pages.
+/// Waits until bytes of both directions are on both sidecars' pages: a client may have its answer before
+/// the last of it is counted.
 async fn large_things_were_counted(road: &Road) {
-    for (page, direction) in
-        [(road.front.metrics().await, "outbound"), (road.replicas[0].metrics().await, "inbound")]
-    {
+    for (sidecar, direction) in [(&road.front, "outbound"), (&road.replicas[0], "inbound")] {
+        let labels = [("direction", direction), ("destination", SERVICE)];
         for name in ["mesh_tcp_received_bytes_total", "mesh_tcp_sent_bytes_total"] {
-            let bytes = page.sum(name, &[("direction", direction), ("destination", SERVICE)]);
-            assert!(bytes > work::LARGE as f64, "{direction} {name} is {bytes}");
+            until(&format!("{direction} {name} has all"), || async {
+                sidecar.metrics().await.sum(name, &labels) > work::LARGE as f64
+            })
+            .await;
         }
     }
 }
