@@ -136,7 +136,7 @@ impl Admin {
 
     fn metrics(&self) -> Answer {
         let (metrics, now) = (&self.shared.metrics, Instant::now());
-        metrics.snapshot_age.set(self.status.snapshot_age(now).as_secs_f64());
+        metrics.control.snapshot_age.set(self.status.snapshot_age(now).as_secs_f64());
         let snapshot = self.shared.directory.load_full();
         let ejected = snapshot
             .services()
@@ -144,7 +144,7 @@ impl Admin {
             .map(|(_, port)| port.endpoints.ejected(now))
             .sum::<usize>();
         let known = self.shared.directory.owners.count();
-        metrics.addresses_known.set(i64::try_from(known).unwrap_or(i64::MAX));
+        metrics.control.addresses_known.set(i64::try_from(known).unwrap_or(i64::MAX));
         metrics.breaker_open.set(i64::try_from(ejected).unwrap_or(i64::MAX));
         let mut answer = text(StatusCode::OK, &metrics.text());
         answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(prometheus::TEXT_FORMAT));

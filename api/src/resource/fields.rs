@@ -126,7 +126,7 @@ pub const MESH_CONFIG: &[Field] = &[
         "egress.mode",
         Range::Words(&["allow", "deny"]),
         "allow",
-        "what becomes of connections to what is nobody's in the mesh: they go there as they are, or are refused",
+        "what becomes of connections to what is nobody's in the mesh: they go there as they are, or are refused; a sidecar that was not told yet refuses them",
     ),
 ];
 

@@ -29,7 +29,7 @@ fn resources_are_created_changed_shown_and_deleted() {
     let output = registry.run(&["apply", "-f", &again]);
     assert_eq!(stdout(&output), "service/orders.shop configured\n", "{}\n{yaml}", stderr(&output));
     let table = stdout(&registry.run(&["get", "services", "-n", "shop"]));
-    assert!(table.starts_with("NAMESPACE") && table.contains("web:8080/http"), "{table}");
+    assert!(table.starts_with("NAMESPACE") && table.contains("web:8080/auto"), "{table}");
     let json: Value =
         serde_json::from_slice(&registry.run(&["get", "service", "orders.shop", "--output", "json"]).stdout)
             .unwrap();

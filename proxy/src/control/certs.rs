@@ -146,7 +146,7 @@ fn unusable(shared: &Shared, source: IdentityError) -> JoinError {
 pub fn install(shared: &Shared, svid: Svid) -> Result<(), IdentityError> {
     shared.tls.store(Some(Arc::new(TlsConfigs::new(&svid)?)));
     let expiry = svid.not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    shared.metrics.certificate_expiry.set(expiry.as_secs_f64());
+    shared.metrics.control.certificate_expiry.set(expiry.as_secs_f64());
     tracing::info!(identity = %svid.id, valid_for = ?svid.remaining(clock::now()), "certificate in force");
     shared.svid.store(Some(Arc::new(svid)));
     Ok(())

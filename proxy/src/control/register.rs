@@ -190,7 +190,7 @@ impl Registrar {
     fn look_at_clock(&self, metadata: &MetadataMap) {
         let (wall, date) = (SystemTime::now(), metadata.get("date").and_then(|date| date.to_str().ok()));
         let Some(offset) = date.and_then(|date| clock::offset(date, wall)) else { return };
-        self.shared.metrics.clock_offset.set(offset);
+        self.shared.metrics.control.clock_offset.set(offset);
         let complaint = clock::complaint(offset);
         // What runs goes on running: certificates are judged by the registry's time from now on.
         mtls::clock::confirm(match complaint {

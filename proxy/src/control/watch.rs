@@ -176,7 +176,7 @@ impl Watch {
             let was_connected = self.status.is_connected();
             self.status.disconnected(Instant::now(), why.clone());
             self.no_owners();
-            self.shared.metrics.registry_connected.set(0);
+            self.shared.metrics.control.registry_connected.set(0);
             self.shared.metrics.foreign(reason, &FOREIGN);
             let repeated = said
                 .as_ref()
@@ -315,7 +315,7 @@ impl Watch {
                     tracing::warn!("the registry does not tell whose an address is; upgrade it");
                     self.no_owners();
                 }
-                self.shared.metrics.registry_connected.set(1);
+                self.shared.metrics.control.registry_connected.set(1);
                 self.ready_when_answered();
             }
             watch_response::Message::Update(update) => {
@@ -367,7 +367,7 @@ impl Watch {
         let Shared { config, metrics, .. } = self.shared.as_ref();
         let compiler = Compiler { config, source: &caller.source, metrics };
         let snapshot = self.shared.directory.load().next(&self.state, self.revision, changed, &compiler);
-        metrics.snapshot_version.set(i64::try_from(self.revision).unwrap_or(i64::MAX));
+        metrics.control.snapshot_version.set(i64::try_from(self.revision).unwrap_or(i64::MAX));
         self.shared.directory.store(snapshot);
     }
 

@@ -10,9 +10,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use prometheus::{
-    Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
+use super::control::ControlFamilies;
 use super::edge::Edge;
 use super::tcp::{Detected, TcpFamilies};
 use crate::control::owners::Lookup;
@@ -182,26 +183,8 @@ pub struct Metrics {
     /// Endpoints ejected now; set at each scrape.
     pub breaker_open: IntGauge,
     handshakes: IntCounterVec,
-    /// Unix time at which the certificate expires.
-    pub certificate_expiry: Gauge,
-    /// Revision of the registry's state in force.
-    pub snapshot_version: IntGauge,
-    /// Seconds since the registry last confirmed the snapshot; set at each scrape.
-    pub snapshot_age: Gauge,
-    /// 1 while the watch stream is up.
-    pub registry_connected: IntGauge,
-    registry_foreign: IntGaugeVec,
-    /// Writes of state that failed.
-    pub state_failures: IntCounter,
-    /// Unix time of the last write of state.
-    pub state_written: Gauge,
-    application_healthy: IntGaugeVec,
-    /// Seconds by which the wall clock is ahead of the registry's.
-    pub clock_offset: Gauge,
-    /// Addresses whose owner is known; set at each scrape.
-    pub addresses_known: IntGauge,
-    /// Connections whose owner was looked up by address.
-    pub address_lookups: IntCounterVec,
+    /// What the control thread does.
+    pub control: ControlFamilies,
     /// Spans handed to the collector.
     pub spans_exported: IntCounter,
     spans_dropped: IntCounterVec,
@@ -306,7 +289,6 @@ impl Metrics {
             let options = HistogramOpts::new(name, help).buckets(BUCKETS.to_vec());
             register(&registry, HistogramVec::new(options, &with(labels)))
         };
-        let gauge = |name: &str, help: &str| register(&registry, Gauge::new(name, help));
         let int_gauge = |name: &str, help: &str| register(&registry, IntGauge::new(name, help));
         Self {
             requests: counters(
@@ -357,57 +339,7 @@ impl Metrics {
                 "TLS handshakes with other sidecars.",
                 &["direction", "result"],
             ),
-            certificate_expiry: gauge(
-                "mesh_certificate_expiry_timestamp_seconds",
-                "When this sidecar's certificate expires, Unix time.",
-            ),
-            snapshot_version: int_gauge(
-                "mesh_snapshot_version",
-                "Revision of the registry's state in force.",
-            ),
-            snapshot_age: gauge(
-                "mesh_snapshot_age_seconds",
-                "Time since the registry last confirmed the snapshot.",
-            ),
-            registry_connected: int_gauge(
-                "mesh_registry_connected",
-                "1 while the watch stream to the registry is up.",
-            ),
-            registry_foreign: register(
-                &registry,
-                IntGaugeVec::new(
-                    Opts::new("mesh_registry_foreign", "1 while the registry is not believed, by reason."),
-                    &["reason"],
-                ),
-            ),
-            application_healthy: register(
-                &registry,
-                IntGaugeVec::new(
-                    Opts::new("mesh_application_healthy", "1 while a port of the application is healthy."),
-                    &["service", "port"],
-                ),
-            ),
-            state_failures: register(
-                &registry,
-                IntCounter::new("mesh_state_write_failures_total", "Writes of state to disk that failed."),
-            ),
-            state_written: gauge(
-                "mesh_state_last_written_timestamp_seconds",
-                "When state was last written to disk, Unix time; 0: not yet.",
-            ),
-            clock_offset: gauge(
-                "mesh_clock_offset_seconds",
-                "How far this machine's clock is ahead of the registry's.",
-            ),
-            addresses_known: int_gauge(
-                "mesh_addresses_known",
-                "Addresses whose owner the registry told, nobody's among them.",
-            ),
-            address_lookups: counters(
-                "mesh_address_lookups_total",
-                "Looks for the owner of an address: known, asked, unanswered, away or unasked.",
-                &["result"],
-            ),
+            control: ControlFamilies::new(&registry),
             spans_exported: register(
                 &registry,
                 IntCounter::new("mesh_spans_exported_total", "Spans a collector accepted."),
@@ -433,7 +365,7 @@ impl Metrics {
 
     /// Counts a look for the owner of an address.
     pub fn address_lookup(&self, result: Lookup) {
-        self.address_lookups.with_label_values(&[result.as_str()]).inc();
+        self.control.address_lookups.with_label_values(&[result.as_str()]).inc();
     }
 
     /// The handles of one edge and route; made at first use.
@@ -472,7 +404,7 @@ impl Metrics {
 
     /// Whether a port the application serves is healthy. `service` is its label.
     pub fn application_healthy(&self, service: &str, port: u16, healthy: bool) {
-        let gauge = self.application_healthy.with_label_values(&[service, port.to_string().as_str()]);
+        let gauge = self.control.application_healthy.with_label_values(&[service, port.to_string().as_str()]);
         gauge.set(i64::from(healthy));
     }
 
@@ -485,7 +417,7 @@ impl Metrics {
     /// Whether a registry is there that is not believed, and why: one of `reasons`.
     pub fn foreign(&self, reason: Option<&str>, reasons: &[&'static str]) {
         for known in reasons {
-            self.registry_foreign.with_label_values(&[known]).set((reason == Some(known)).into());
+            self.control.registry_foreign.with_label_values(&[known]).set((reason == Some(known)).into());
         }
     }
 

@@ -219,14 +219,14 @@ impl Keeper {
         match result {
             Ok(()) => {
                 let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-                self.metrics.state_written.set(now.as_secs_f64());
+                self.metrics.control.state_written.set(now.as_secs_f64());
                 self.status.disk(None);
                 if was_failing {
                     tracing::info!("state on disk is up to date again");
                 }
             }
             Err(error) => {
-                self.metrics.state_failures.inc();
+                self.metrics.control.state_failures.inc();
                 let place = self.directory.path.display();
                 if !was_failing {
                     tracing::warn!(state_dir = %place, %error, "state cannot be written; serving goes on, a restart would find it old");
@@ -286,7 +286,7 @@ mod tests {
         keeper.identity(&svid, "t1").await;
         keeper.told(unknown("a.shop", 1), &[], |_| true);
         keeper.flush().await;
-        assert_eq!(keeper.metrics.state_failures.get(), 2);
+        assert_eq!(keeper.metrics.control.state_failures.get(), 2);
         let notes = keeper.status.notes(std::time::Instant::now());
         assert!(notes.iter().any(|note| note.contains("cannot be written")), "{notes:?}");
 
@@ -294,7 +294,7 @@ mod tests {
         keeper.flush().await;
         assert!(matches!(keeper.directory().identity(), Ok(Found::Good(saved)) if saved.token == "t1"));
         assert!(keeper.directory().snapshot().unwrap().is_some());
-        assert!(keeper.metrics.state_written.get() > 0.0);
+        assert!(keeper.metrics.control.state_written.get() > 0.0);
         let notes = keeper.status.notes(std::time::Instant::now());
         assert!(!notes.iter().any(|note| note.contains("cannot be written")), "{notes:?}");
     }

@@ -50,7 +50,7 @@ async fn questions(owners: &Owners) -> Questions {
 }
 
 fn lookups(owners: &Owners, result: Lookup) -> u64 {
-    owners.metrics.address_lookups.with_label_values(&[result.as_str()]).get()
+    owners.metrics.control.address_lookups.with_label_values(&[result.as_str()]).get()
 }
 
 #[tokio::test(start_paused = true)]
