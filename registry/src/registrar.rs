@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use outrigger_api::resource::{Resource, ServiceSpec};
+use outrigger_api::resource::{Protocol, Resource, ServiceSpec};
 use outrigger_api::v1;
 use outrigger_common::identity::SpiffeId;
 use outrigger_common::name::{ServiceName, check_label};
@@ -156,13 +156,9 @@ impl Registrar {
             old.ports.iter().map(|port| (port.number, port.clone())).collect();
         for port in wanted {
             match ports.get_mut(&port.number) {
-                Some(known) if known.protocol == port.protocol => {
-                    if known.name.is_empty() {
-                        known.name.clone_from(&port.name);
-                    }
-                }
-                Some(known) => {
-                    if let Some(other) = self.other_server(id, name, port.number).await? {
+                Some(known) if known.protocol == port.protocol => keep_name(known, port),
+                Some(known) => match self.other_server(id, name, port.number).await? {
+                    Some(other) if contradict(known.protocol, port.protocol) => {
                         return Err(RequestError::Contradiction(format!(
                             "port {} of {name} is {} to workload {other}, but {} here; use one protocol for both, or apply a Service that says which",
                             port.number,
@@ -170,8 +166,14 @@ impl Registrar {
                             port.protocol.as_str(),
                         )));
                     }
-                    known.clone_from(port);
-                }
+                    Some(_) => {
+                        keep_name(known, port);
+                        if known.protocol == Protocol::Auto {
+                            known.protocol = port.protocol;
+                        }
+                    }
+                    None => known.clone_from(port),
+                },
                 None => _ = ports.insert(port.number, port.clone()),
             }
         }
@@ -394,7 +396,7 @@ fn allowed_by(spec: &ServiceSpec, name: &ServiceName, ports: &[PortRow]) -> Resu
                     known.join(", ")
                 )));
             }
-            Some(declared) if declared.protocol != port.protocol => {
+            Some(declared) if contradict(declared.protocol, port.protocol) => {
                 return Err(RequestError::Contradiction(format!(
                     "the applied Service {name} declares port {} as {}, but this workload as {}; make them agree",
                     port.number,
@@ -406,6 +408,19 @@ fn allowed_by(spec: &ServiceSpec, name: &ServiceName, ports: &[PortRow]) -> Resu
         }
     }
     Ok(())
+}
+
+/// The first name of a port stays.
+fn keep_name(known: &mut PortRow, port: &PortRow) {
+    if known.name.is_empty() {
+        known.name.clone_from(&port.name);
+    }
+}
+
+/// Whether two declarations cannot both hold. Who declares nothing agrees with everybody: each sidecar
+/// looks at what is spoken, or does not, by what it was told itself.
+fn contradict(service: Protocol, workload: Protocol) -> bool {
+    service != workload && service != Protocol::Auto && workload != Protocol::Auto
 }
 
 fn spec(entry: &Entry) -> Option<ServiceSpec> {

@@ -117,6 +117,10 @@ async fn an_applied_service_says_which_ports_there_are() {
     refused(sidecar.register(request.clone()).await, Code::FailedPrecondition, "has no port 81, only 80");
     request.ports = vec![served("orders.shop", 80, v1::Protocol::Grpc)];
     refused(sidecar.register(request).await, Code::FailedPrecondition, "declares port 80 as http1");
+    // What a workload leaves open, the Service may say.
+    let mut open = workload("w1", "orders.shop", 80);
+    open.ports = vec![served("orders.shop", 80, v1::Protocol::Unspecified)];
+    sidecar.register(open).await.unwrap();
     sidecar.register(workload("w1", "orders.shop", 80)).await.unwrap();
     watcher.until("orders.shop", |service| service.is_some_and(|s| s.endpoints.len() == 1)).await;
     // A port it no longer has takes its endpoints along, in the same update.

@@ -203,6 +203,30 @@ async fn ports_add_up_and_contradictions_are_refused_while_the_other_lives() {
 }
 
 #[tokio::test]
+async fn who_declares_no_protocol_contradicts_nobody() {
+    let mesh = Mesh::start("").await;
+    let sidecar = mesh.sidecar("shop", "orders", &["orders"]).await;
+    let mut watcher = mesh.sidecar("shop", "front", &[]).await.watch(&["orders.shop"]).await;
+    let with = |id: &str, protocol| {
+        let mut request = workload(id, "orders.shop", 80);
+        request.ports = vec![served("orders.shop", 80, protocol)];
+        request
+    };
+    // Replicas may declare it one after the other.
+    let first = sidecar.register(with("w1", Protocol::Unspecified)).await.unwrap().lease;
+    sidecar.register(with("w2", Protocol::Http1)).await.unwrap();
+    let third = sidecar.register(with("w3", Protocol::Unspecified)).await.unwrap().lease;
+    watcher.until("orders.shop", |s| s.is_some_and(|s| s.endpoints.len() == 3)).await;
+    assert_eq!(watcher.held["orders.shop"].as_ref().unwrap().ports[0].protocol(), Protocol::Http1);
+    // Who serves it alone may take that back.
+    for lease in [first, third] {
+        sidecar.deregister(&lease, 0).await.unwrap();
+    }
+    sidecar.register(with("w2", Protocol::Unspecified)).await.unwrap();
+    watcher.until("orders.shop", |s| s.is_some_and(|s| s.ports[0].protocol() == Protocol::Unspecified)).await;
+}
+
+#[tokio::test]
 async fn a_service_outlives_its_workloads() {
     let mesh = Mesh::start("").await;
     let sidecar = mesh.sidecar("shop", "orders", &["orders"]).await;
