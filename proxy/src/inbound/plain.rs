@@ -249,7 +249,6 @@ impl Visit<'_> {
         let telling = async {
             tokio::select! {
                 told = tokio::time::timeout(timeouts.idle, tell(&mut stream, &mut bytes, short)) => told.ok(),
-                () = not_allowed(self.shared, &self.peer), if auto => None,
                 () = self.shared.inbound_drain.signalled() => None,
             }
         };
