@@ -82,6 +82,8 @@ pub struct Abrupt<Io: Stream> {
     answers: u32,
     /// What is written in place of a refusal, as far as it has not been.
     rest: Vec<u8>,
+    /// Carries anything by now: what is written is no answer of the library.
+    tunnel: bool,
 }
 
 impl<Io: Stream> Abrupt<Io> {
@@ -94,7 +96,15 @@ impl<Io: Stream> Abrupt<Io> {
             gone: Semaphore::new(0),
         };
         let finale = Finale(Arc::new(state));
-        (Self { io, finale: finale.clone(), resets: false, answers: 0, rest: Vec::new() }, finale)
+        (
+            Self { io, finale: finale.clone(), resets: false, answers: 0, rest: Vec::new(), tunnel: false },
+            finale,
+        )
+    }
+
+    /// From now on it carries anything, not HTTP.
+    pub fn tunnels(&mut self) {
+        self.tunnel = true;
     }
 
     /// Tells the system what the connection's end is to be.
@@ -115,6 +125,9 @@ impl<Io: Stream> Abrupt<Io> {
     /// Whether the library writes a refusal of its own: it is one by its form, and no answer of ours has
     /// come since the last write. Then it is explained, and counted.
     fn refuses(&mut self, bytes: &[u8]) -> bool {
+        if self.tunnel {
+            return false;
+        }
         let answers = self.finale.0.answers.load(Ordering::Relaxed);
         let ours = std::mem::replace(&mut self.answers, answers) != answers;
         match refusal::recognise(bytes).filter(|_| !ours) {
@@ -144,6 +157,18 @@ impl<Io: Stream> Drop for Abrupt<Io> {
     fn drop(&mut self) {
         self.settle();
         self.finale.0.gone.close();
+    }
+}
+
+impl<Io: Stream> Stream for Abrupt<Io> {
+    fn abort(&self) {
+        self.finale.open();
+        self.io.abort();
+    }
+
+    fn relent(&self) {
+        self.finale.complete();
+        self.io.relent();
     }
 }
 

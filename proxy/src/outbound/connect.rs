@@ -20,6 +20,7 @@ use crate::control::directory::Directory;
 use crate::control::owners::Owner;
 use crate::error::ProxyError;
 use crate::http::body::Body;
+use crate::http::finale::Abrupt;
 use crate::io::Prefixed;
 use crate::shared::{OwnAddresses, Shared};
 
@@ -62,9 +63,11 @@ pub async fn open(
 /// Gives the tunnel its own stream back where it is one of HTTP/1: it can be reset, which a stream of
 /// HTTP/2 cannot.
 async fn carry(shared: Arc<Shared>, upgraded: Upgraded, from: SocketAddr, way: Way) {
-    match upgraded.downcast::<TokioIo<Prefixed<TcpStream>>>() {
+    match upgraded.downcast::<TokioIo<Abrupt<Prefixed<TcpStream>>>>() {
         Ok(parts) => {
-            let io = Prefixed::new(parts.read_buf, parts.io.into_inner());
+            let mut io = parts.io.into_inner();
+            io.tunnels();
+            let io = Prefixed::new(parts.read_buf, io);
             match way {
                 Way::Mesh(target) => Box::pin(entry::serve(shared, io, from, target)).await,
                 Way::Outside(server) => Box::pin(tcp::join_outside(&shared, io, server)).await,

@@ -10,6 +10,7 @@ use outrigger_tests::wait::soon;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use rustls::pki_types::PrivateKeyDer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 const SECURE: &str = "secure.shop";
@@ -148,4 +149,28 @@ async fn connect_leads_outside_where_that_is_allowed() {
     })
     .await;
     assert!(front.metrics().await.sum("mesh_requests_total", &[("reason", "egress_denied")]) >= 1.0);
+}
+
+#[tokio::test]
+async fn what_breaks_in_a_tunnel_is_a_reset_at_its_client() {
+    let mesh = Mesh::start().await;
+    let app = TcpApp::start(|mut stream| async move {
+        // A health check says nothing.
+        if stream.read_u8().await.is_ok() {
+            stream.write_all(b"half").await.unwrap();
+            stream.set_zero_linger().unwrap();
+        }
+    })
+    .await;
+    let (_replica, front) = secure(&mesh, &app).await;
+    let mut client = TcpStream::connect(front.outbound).await.unwrap();
+    client.write_all(b"CONNECT secure.shop:443 HTTP/1.1\r\nhost: secure.shop:443\r\n\r\n").await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(soon("the tunnel", client.read_u8()).await.unwrap());
+    }
+    client.write_all(b"\0").await.unwrap();
+    let mut rest = Vec::new();
+    let error = soon("the end", client.read_to_end(&mut rest)).await.expect_err("an orderly end");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
 }
