@@ -11,7 +11,6 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 
-use crate::control::owners::Owner;
 use crate::error::ProxyError;
 use crate::outbound::entry::{self, Refusal, Target};
 use crate::outbound::tcp;
@@ -50,9 +49,7 @@ async fn target(shared: &Shared, from: SocketAddr, address: SocketAddr) -> Resul
         return Ok(Target::Refused(address, Refusal::Loop));
     }
     match shared.directory.bound_for(address, shared.config.timeouts.discovery).await {
-        Ok(Owner::Service { name, port }) => Ok(Target::Service { name, port }),
-        Ok(Owner::Endpoint { name, port, workload }) => Ok(Target::Endpoint { name, port, workload }),
-        Ok(Owner::Outside) => Ok(Target::Outside(address)),
+        Ok(owner) => Ok(Target::of(owner, address)),
         Err(ProxyError::EgressDenied(_)) => Ok(Target::Refused(address, Refusal::Egress)),
         Err(error) => Err(error),
     }

@@ -127,11 +127,8 @@ async fn outside(shared: &Arc<Shared>, authority: &str) -> Result<Way, ProxyErro
     for mut address in addresses {
         address.set_ip(address.ip().to_canonical());
         let connected = match owner(&shared.directory, &shared.own, address, limit).await {
-            Ok(Owner::Service { name, port }) => return Ok(Way::Mesh(Target::Service { name, port })),
-            Ok(Owner::Endpoint { name, port, workload }) => {
-                return Ok(Way::Mesh(Target::Endpoint { name, port, workload }));
-            }
             Ok(Owner::Outside) => tcp::connect_outside(shared, address).await,
+            Ok(owner) => return Ok(Way::Mesh(Target::of(owner, address))),
             // The next one would wait for the same.
             Err(error @ ProxyError::DiscoveryUnavailable(_)) => return Err(error),
             Err(error) => Err(error),

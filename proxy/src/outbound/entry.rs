@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::server;
 use super::tcp::{self, Opened, Place};
+use crate::control::owners::Owner;
 use crate::detect::Verdict;
 use crate::error::ProxyError;
 use crate::io::{Prefixed, Stream, read_into, tell};
@@ -75,6 +76,15 @@ impl Refusal {
 }
 
 impl Target {
+    /// Where a connection to `address` goes, by whose that is.
+    pub fn of(owner: Owner, address: SocketAddr) -> Self {
+        match owner {
+            Owner::Service { name, port } => Self::Service { name, port },
+            Owner::Endpoint { name, port, workload } => Self::Endpoint { name, port, workload },
+            Owner::Outside => Self::Outside(address),
+        }
+    }
+
     /// The service port it names, if it does.
     pub fn service(&self) -> Option<(&ServiceName, u16)> {
         match self {
