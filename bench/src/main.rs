@@ -1,0 +1,18 @@
+//! `cargo xtask bench` runs this: Outrigger beside the proxies people would pick instead.
+
+use clap::{Parser, Subcommand};
+
+/// Measures Outrigger beside other proxies, in one run.
+#[derive(Parser)]
+#[command(name = "outrigger-bench", max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {}
+}
