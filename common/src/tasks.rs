@@ -1,6 +1,8 @@
 //! The only place that spawns: every task has a name, an owner that counts it, and an end.
 
 use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -34,7 +36,7 @@ impl Tasks {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let _detached = self.tracker.spawn_on(named(name, future), &self.runtime);
+        let _detached = self.tracker.spawn_on(Named { name, future }, &self.runtime);
     }
 
     /// Starts a task whose result the caller wants; dropping the handle does not end the task.
@@ -43,7 +45,7 @@ impl Tasks {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        self.tracker.spawn_on(named(name, future), &self.runtime)
+        self.tracker.spawn_on(Named { name, future }, &self.runtime)
     }
 
     /// How many tasks are running.
@@ -66,18 +68,28 @@ impl Tasks {
     }
 }
 
-/// Says the task's name when its future panics.
-struct Named(&'static str);
+pin_project_lite::pin_project! {
+    /// A future that says its name when it panics. A struct of its own: an `async fn` around it would hold the
+    /// future twice, and each spawn would move both.
+    struct Named<F> {
+        name: &'static str,
+        #[pin]
+        future: F,
+    }
 
-impl Drop for Named {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            tracing::error!(task = self.0, "task panicked");
+    impl<F> PinnedDrop for Named<F> {
+        fn drop(this: Pin<&mut Self>) {
+            if std::thread::panicking() {
+                tracing::error!(task = this.name, "task panicked");
+            }
         }
     }
 }
 
-async fn named<F: Future>(name: &'static str, future: F) -> F::Output {
-    let _name = Named(name);
-    future.await
+impl<F: Future> Future for Named<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        self.project().future.poll(context)
+    }
 }

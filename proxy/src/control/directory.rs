@@ -64,7 +64,8 @@ impl Directory {
     ) -> Result<Arc<Service>, ProxyError> {
         match snapshot.service(name.as_str()) {
             Some(entry) => answer(entry, name),
-            None => match tokio::time::timeout(limit, self.ask(name)).await {
+            // Boxed: once a service, where each request would hold the room for it.
+            None => match Box::pin(tokio::time::timeout(limit, self.ask(name))).await {
                 Ok(entry) => answer(&entry, name),
                 Err(_) => Err(ProxyError::DiscoveryUnavailable(name.to_string())),
             },

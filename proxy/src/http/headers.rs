@@ -1,8 +1,7 @@
 //! Headers that end at a hop, the mesh's own headers, and where a request wants to go.
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
-    TRAILER, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, TE, TRAILER, TRANSFER_ENCODING,
 };
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -45,8 +44,13 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 const MESH_PREFIX: &str = "x-mesh-";
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// A value that will not come again, so that HPACK does not put it in the place of those that will (RFC 7541
+/// section 7.1.3: encoders choose; the library chooses by this flag). It also costs a third of the work.
+pub fn once(mut value: HeaderValue) -> HeaderValue {
+    value.set_sensitive(true);
+    value
+}
 
 /// Removes every `x-mesh-*` header: apps must not speak for the mesh.
 pub fn strip_mesh(headers: &mut HeaderMap) {
@@ -70,12 +74,10 @@ fn is_false_frame(name: &str) -> bool {
     matches!(name, "content_length" | "transfer_encoding")
 }
 
+/// Removes those that `claims` names; a look at each where there is none, which is the common case.
 fn strip(headers: &mut HeaderMap, claims: impl Fn(&str) -> bool) {
-    if headers.keys().any(|name| claims(name.as_str())) {
-        let names: Vec<_> = headers.keys().filter(|name| claims(name.as_str())).cloned().collect();
-        for name in names {
-            headers.remove(name);
-        }
+    while let Some(name) = headers.keys().find(|name| claims(name.as_str())).cloned() {
+        headers.remove(name);
     }
 }
 
@@ -107,16 +109,30 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
         }
         headers.remove(CONNECTION);
     }
-    for name in
-        [KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING, UPGRADE, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION]
-    {
+    // One look at the names, for most messages have none of these.
+    while let Some(name) = headers.keys().find(|name| is_hop_by_hop(name)).cloned() {
         headers.remove(name);
     }
-    let asks_for_trailers = lists(headers, &TE, "trailers");
-    headers.remove(TE);
-    if asks_for_trailers {
-        headers.insert(TE, HeaderValue::from_static("trailers"));
+    if headers.contains_key(TE) {
+        let asks_for_trailers = lists(headers, &TE, "trailers");
+        headers.remove(TE);
+        if asks_for_trailers {
+            headers.insert(TE, HeaderValue::from_static("trailers"));
+        }
     }
+}
+
+/// Whether a header belongs to one connection, `Connection` itself and `TE` aside.
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "keep-alive"
+            | "proxy-connection"
+            | "transfer-encoding"
+            | "upgrade"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+    )
 }
 
 /// Whether a list of tokens, such as `Connection`, has this one.

@@ -74,7 +74,7 @@ pub async fn exchange(handover: Handover<'_>, idle: Duration) -> Result<Answered
     };
     let exchange = async {
         if let Some(token) = &upgrade {
-            return upgrade::ask(port, head, token, client).await;
+            return Box::pin(upgrade::ask(port, head, token, client)).await;
         }
         match app_version(port, client) {
             Version::HTTP_2 => over_h2(port, h2_request(head, body), replay, repeatable).await,
@@ -168,7 +168,8 @@ async fn over_h1(
         let kept = if again { None } else { port.app.reuse(Reuse::of(repeatable)).await };
         let (mut connection, reused) = match kept {
             Some(connection) => (connection, true),
-            None => (port.app.connect().await?, false),
+            // Boxed, as all that is rare: every request would hold the room for it.
+            None => (Box::pin(port.app.connect()).await?, false),
         };
         let copy = (reused && repeatable).then(|| copy(&request, replay)).flatten();
         let handed = Instant::now();

@@ -203,7 +203,7 @@ async fn admit(
         Admission::Admit(permit) => Ok(permit),
         Admission::Wait(waiting) => {
             let since = Instant::now();
-            let turn = waiting.turn().await;
+            let turn = Box::pin(waiting.turn()).await;
             edge.queue.observe(seconds(since.elapsed()));
             turn.map_err(shed)
         }
@@ -238,6 +238,9 @@ fn prepare(head: &mut Parts, peer: &Peer, record: &RequestRecord, span: u64) -> 
         None => _ = map.remove(&headers::CLIENT_CERT),
     }
     record.trace.inject(map, span);
+    if !map.contains_key(&headers::REQUEST_ID) {
+        map.insert(headers::REQUEST_ID, record.trace.request_id());
+    }
     Ok(())
 }
 
@@ -255,7 +258,7 @@ fn respond(shared: &Shared, carried: Carried, mut record: RequestRecord) -> Resp
     headers::strip_hop_by_hop(&mut head.headers);
     head.headers.insert(
         headers::PROCESSING,
-        HeaderValue::from(u64::try_from(processing.as_micros()).unwrap_or(u64::MAX)),
+        headers::once(HeaderValue::from(u64::try_from(processing.as_micros()).unwrap_or(u64::MAX))),
     );
     let held = Held::Inbound { permit, sample: Sample { latency: processing, dropped: false }, remembered };
     let ending = Ending { record, held, lease };

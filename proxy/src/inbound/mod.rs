@@ -184,7 +184,8 @@ async fn serve_h2(shared: &Arc<Shared>, stream: TlsStream<TcpStream>, peer: Arc<
     let builder = h2_builder(shared);
     let service = service_fn(|request| {
         let (shared, peer) = (shared.clone(), peer.clone());
-        async move { Ok::<_, Infallible>(handle::handle(&shared, &peer, request).await) }
+        // Boxed: the library moves it several times on its way into a task.
+        Box::pin(async move { Ok::<_, Infallible>(handle::handle(&shared, &peer, request).await) })
     });
     drive(shared, &peer, builder.serve_connection(TokioIo::new(stream), service)).await
 }
@@ -192,7 +193,7 @@ async fn serve_h2(shared: &Arc<Shared>, stream: TlsStream<TcpStream>, peer: Arc<
 async fn serve_h1(shared: &Arc<Shared>, stream: TlsStream<TcpStream>, peer: Arc<Peer>) -> hyper::Result<()> {
     let service = service_fn(|request| {
         let (shared, peer) = (shared.clone(), peer.clone());
-        async move { Ok::<_, Infallible>(handle::handle(&shared, &peer, request).await) }
+        Box::pin(async move { Ok::<_, Infallible>(handle::handle(&shared, &peer, request).await) })
     });
     let mut builder = http1::Builder::new();
     builder

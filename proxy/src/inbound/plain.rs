@@ -308,7 +308,7 @@ impl Visit<'_> {
     async fn http(self, io: Prefixed<TcpStream>, version: Version) {
         let service = service_fn(|request| {
             let (shared, peer) = (self.shared.clone(), self.peer.clone());
-            async move { Ok::<_, Infallible>(exchange(&shared, &peer, request).await) }
+            Box::pin(async move { Ok::<_, Infallible>(exchange(&shared, &peer, request).await) })
         });
         let config = &self.shared.config;
         let result = if version == Version::HTTP_2 {

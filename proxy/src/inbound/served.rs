@@ -161,7 +161,7 @@ impl ServedPort {
             return Ok(());
         }
         let mut version = self.version.subscribe();
-        match tokio::time::timeout(limit, version.wait_for(|version| *version > 0)).await {
+        match Box::pin(tokio::time::timeout(limit, version.wait_for(|version| *version > 0))).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) | Err(_) => {
                 Err(ProxyError::DiscoveryUnavailable(format!("the policies of {}", self.service)))

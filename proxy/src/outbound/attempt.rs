@@ -241,9 +241,9 @@ fn request(call: &Call<'_>, body: Body, number: u32, now: Instant) -> Request<Bo
         map.insert(headers::UNDER_RETRY, HeaderValue::from_static("yes"));
     }
     if let Some(left) = call.left(now) {
-        map.insert(headers::TIMEOUT, deadline::format_millis(left));
+        map.insert(headers::TIMEOUT, headers::once(deadline::format_millis(left)));
         if call.terms.grpc {
-            map.insert(headers::GRPC_TIMEOUT, deadline::format_grpc(left));
+            map.insert(headers::GRPC_TIMEOUT, headers::once(deadline::format_grpc(left)));
         }
     } else if call.policy.head.is_none() {
         map.insert(headers::TIMEOUT, HeaderValue::from_static(headers::NO_TIMEOUT));

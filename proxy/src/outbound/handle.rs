@@ -37,11 +37,10 @@ use crate::telemetry::record::{RequestRecord, Spoken};
 use crate::telemetry::trace::TraceContext;
 
 /// Carries one request of the application to another sidecar and the response back. Its connection comes
-/// from `from` and goes to `target`.
+/// from `from`, goes to `target` and ends as its finale says.
 pub async fn handle(
     shared: &Arc<Shared>,
-    from: SocketAddr,
-    target: &Target,
+    (from, target, finale): (SocketAddr, &Target, &Finale),
     mut request: Request<Incoming>,
 ) -> Response<Body> {
     let at = Instant::now();
@@ -54,7 +53,7 @@ pub async fn handle(
             respond::with_error(&error, RequestRecord::start(find::nowhere(shared), at, spoken, trace))
         });
     }
-    let client = Client::take(&mut request);
+    let client = Client::take(&mut request, finale);
     let (mut head, body) = request.into_parts();
     let refuse =
         |error: &ProxyError, edge| respond::with_error(error, RequestRecord::start(edge, at, spoken, trace));
@@ -105,19 +104,18 @@ pub fn refused(shared: &Shared, status: StatusCode) {
 }
 
 /// What of a client its response depends on.
-struct Client {
+struct Client<'a> {
     version: Version,
     /// How its connection may end.
-    finale: Option<Finale>,
+    finale: &'a Finale,
     /// The upgrade it asks for, and what it will send then.
     upgrade: Option<(Asked, Feed)>,
 }
 
-impl Client {
+impl<'a> Client<'a> {
     /// Takes what is not part of the message out of a request.
-    fn take(request: &mut Request<Incoming>) -> Self {
+    fn take(request: &mut Request<Incoming>, finale: &'a Finale) -> Self {
         let upgrade = upgrade::take(request).map(|asked| (asked, Feed::default()));
-        let finale = request.extensions_mut().remove();
         // There for every `Upgrade`, also for one that is not heeded.
         if request.method() != Method::CONNECT {
             request.extensions_mut().remove::<OnUpgrade>();
@@ -244,7 +242,8 @@ async fn faults(
     if let Some(delay) = action.delay {
         decision.edge.fault("delay");
         let until = Instant::now() + delay;
-        tokio::time::sleep_until(terms.deadline.map_or(until, |at| at.min(until)).into()).await;
+        let until = terms.deadline.map_or(until, |at| at.min(until));
+        Box::pin(tokio::time::sleep_until(until.into())).await;
     }
     match action.abort {
         None => Ok(()),
@@ -273,11 +272,6 @@ fn prepare(head: &mut Parts, caller: &Caller, record: &RequestRecord) -> Result<
     let map = &mut head.headers;
     headers::strip_expect(map);
     record.trace.inject(map, record.parent_for_next_hop());
-    if !map.contains_key(&headers::REQUEST_ID)
-        && let Ok(id) = HeaderValue::try_from(format!("{:032x}", record.trace.trace_id))
-    {
-        map.insert(headers::REQUEST_ID, id);
-    }
     map.insert(headers::SOURCE, caller.source_header.clone());
     map.insert(headers::VERSION, version);
     Ok(())
@@ -287,7 +281,7 @@ fn prepare(head: &mut Parts, caller: &Caller, record: &RequestRecord) -> Result<
 fn respond(
     shared: &Shared,
     decision: &Decision<'_>,
-    client: Client,
+    client: Client<'_>,
     answer: Answer,
     mut record: RequestRecord,
 ) -> Response<Body> {
@@ -320,7 +314,7 @@ fn respond(
         (Some((asked, feed)), Some(agreed)) => {
             let mut response = Response::from_parts(head, Body::Empty);
             upgrade::agree(&asked, &agreed, &mut response);
-            let finale = finale.filter(|_| !asked.extended);
+            let finale = Some(finale.clone()).filter(|_| !asked.extended);
             let tunnel = Tunnel { local: asked.on, finale, feed, remote: upstream, idle, ending };
             tunnel.spawn(&shared.tasks, response.status());
             return response;
@@ -330,10 +324,8 @@ fn respond(
     }
     let times = Times { idle, deadline: answer.deadline };
     let body = ResponseBody::new(upstream, times, ending, &shared.stalled);
-    if let (Version::HTTP_10, false, Some(finale)) =
-        (version, head.headers.contains_key(CONTENT_LENGTH), finale)
-    {
-        body.ends_connection(finale);
+    if version == Version::HTTP_10 && !head.headers.contains_key(CONTENT_LENGTH) {
+        body.ends_connection(finale.clone());
     }
     Response::from_parts(head, Body::Response(body))
 }

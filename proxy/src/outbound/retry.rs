@@ -44,7 +44,7 @@ pub async fn send(call: &Call<'_>) -> Result<Sent, ProxyError> {
         if let Some(wish) = &failed {
             match pause(call, wish, number, &tried) {
                 Ok(pause) if pause.is_zero() => {}
-                Ok(pause) => tokio::time::sleep(pause).await,
+                Ok(pause) => Box::pin(tokio::time::sleep(pause)).await,
                 Err(outcome) => {
                     call.edge.retry(wish.reason, outcome);
                     break;

@@ -59,13 +59,12 @@ async fn serve_http<Io: Stream>(
     finale: &Finale,
 ) {
     let (spoken, target) = (AtomicBool::new(false), Arc::new(target));
-    let service = service_fn(|mut request: Request<Incoming>| {
+    let service = service_fn(|request: Request<Incoming>| {
         spoken.store(true, Ordering::Relaxed);
         let (shared, target, finale) = (shared.clone(), target.clone(), finale.clone());
-        request.extensions_mut().insert(finale.clone());
         // Boxed: hyper keeps room for it on idle connections.
         Box::pin(async move {
-            let response = handle::handle(&shared, from, &target, request).await;
+            let response = handle::handle(&shared, (from, &target, &finale), request).await;
             finale.answers();
             Ok::<_, Infallible>(response)
         })

@@ -204,6 +204,13 @@ impl AppPool {
     /// # Errors
     /// The application does not accept the connection.
     pub async fn stream(&self, reuse: Reuse) -> Result<StreamGuard, ProxyError> {
+        if let Some(stream) = self.h2.at_hand(&self.h2_limits, reuse) {
+            return Ok(stream);
+        }
+        Box::pin(self.stream_of_new(reuse)).await
+    }
+
+    async fn stream_of_new(&self, reuse: Reuse) -> Result<StreamGuard, ProxyError> {
         let acquiring = self.h2.acquire(&self.h2_limits, reuse, async || {
             let limits = &self.limits;
             let terms = Terms { header_bytes: limits.header_bytes, max_age: limits.max_age, pings: false };

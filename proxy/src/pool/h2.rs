@@ -373,6 +373,11 @@ impl Set {
             .any(|connection| matches!(connection.room(reuse, now), Room::Free | Room::Tight))
     }
 
+    /// A stream on a connection with room, if there is one.
+    pub fn at_hand(&self, limits: &Limits, reuse: Reuse) -> Option<StreamGuard> {
+        self.with_room(limits, reuse, Fill::Some)
+    }
+
     /// A stream on a connection with room, else on a new one made by `connect`.
     ///
     /// Where no connection has fewer than 100 streams one more is opened, up to 8; beyond that, and

@@ -94,6 +94,19 @@ impl Endpoint {
         limits: &Limits,
         reuse: Reuse,
     ) -> Result<StreamGuard, ProxyError> {
+        match self.connections.at_hand(limits, reuse) {
+            Some(stream) => Ok(stream),
+            // Boxed: rare beside requests, and each of those would hold the room for a handshake.
+            None => Box::pin(self.acquire_new(connector, limits, reuse)).await,
+        }
+    }
+
+    async fn acquire_new(
+        &self,
+        connector: &Connector,
+        limits: &Limits,
+        reuse: Reuse,
+    ) -> Result<StreamGuard, ProxyError> {
         // Around the wait for another's attempt as well: waiters must not queue up behind a dead node.
         let acquiring = self.connections.acquire(limits, reuse, async || self.connect(connector).await);
         tokio::time::timeout(limits.connect, acquiring)

@@ -6,6 +6,7 @@
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::environment::Sampling;
+use crate::http::headers::once;
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const B3: HeaderName = HeaderName::from_static("b3");
@@ -74,7 +75,14 @@ impl TraceContext {
         write_hex(&mut text[36..52], u128::from(span));
         (text[2], text[35], text[52]) = (b'-', b'-', b'-');
         text[54] = if self.sampled { b'1' } else { b'0' };
-        HeaderValue::from_bytes(&text).expect("hexadecimal digits and dashes are valid in a header")
+        once(HeaderValue::from_bytes(&text).expect("hexadecimal digits and dashes are valid in a header"))
+    }
+
+    /// The trace's id, for `x-request-id`.
+    pub fn request_id(&self) -> HeaderValue {
+        let mut text = [b'0'; 32];
+        write_hex(&mut text, self.trace_id);
+        HeaderValue::from_bytes(&text).expect("hexadecimal digits are valid in a header")
     }
 }
 
