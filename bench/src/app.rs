@@ -66,7 +66,8 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Spawn {
 async fn answer(request: Request<Incoming>) -> Result<Response<Answer>, Infallible> {
     if request.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == "application/grpc") {
         drain(request.into_body()).await;
-        let mut response = Response::new(Answer { left: 0, small: Bytes::from_static(MESSAGE), trailers: true });
+        let mut response =
+            Response::new(Answer { left: 0, small: Bytes::from_static(MESSAGE), trailers: true });
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         return Ok(response);
     }
@@ -104,7 +105,10 @@ impl Body for Answer {
     type Data = Bytes;
     type Error = Infallible;
 
-    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = self.get_mut();
         if !this.small.is_empty() {
             return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut this.small)))));

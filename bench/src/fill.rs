@@ -95,7 +95,13 @@ impl Filling {
         Ok(())
     }
 
-    async fn put(&mut self, client: usize, workload: &str, services: &[String], weight: u32) -> Result<String> {
+    async fn put(
+        &mut self,
+        client: usize,
+        workload: &str,
+        services: &[String],
+        weight: u32,
+    ) -> Result<String> {
         let ports = services.iter().map(|service| v1::ServedPort {
             service: service.clone(),
             port: Some(v1::Port { number: 80, ..Default::default() }),

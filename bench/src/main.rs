@@ -6,6 +6,7 @@
 mod app;
 mod certs;
 mod fill;
+mod goals;
 mod idle;
 mod load;
 mod options;

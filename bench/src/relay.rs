@@ -33,7 +33,12 @@ pub(crate) enum Role {
 }
 
 /// Serves until the process is ended.
-pub(crate) async fn serve(role: Role, listen: SocketAddr, connect: SocketAddr, directory: &Path) -> Result<()> {
+pub(crate) async fn serve(
+    role: Role,
+    listen: SocketAddr,
+    connect: SocketAddr,
+    directory: &Path,
+) -> Result<()> {
     let listener = TcpListener::bind(listen).await?;
     let tasks = Tasks::current();
     let (acceptor, connector) = (acceptor(directory)?, connector(directory)?);
@@ -92,7 +97,8 @@ fn connector(directory: &Path) -> Result<TlsConnector> {
 fn acceptor(directory: &Path) -> Result<TlsAcceptor> {
     let (chain, key) = identity(directory)?;
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(roots(directory)?, provider.clone()).build()?;
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(roots(directory)?, provider.clone()).build()?;
     let config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::goals;
 use crate::results::{Case, Metric, Sample, Summary};
 
 /// Where and with what a run was made.
@@ -40,7 +41,12 @@ pub(crate) fn title(scenario: &str) -> &'static str {
 }
 
 /// The whole report as JSON.
-pub(crate) fn json(setting: &Setting, samples: &[Sample], cases: &[Case], proofs: &[(String, String)]) -> Value {
+pub(crate) fn json(
+    setting: &Setting,
+    samples: &[Sample],
+    cases: &[Case],
+    proofs: &[(String, String)],
+) -> Value {
     let object = |pairs: &[(String, String)]| {
         pairs.iter().map(|(key, value)| (key.clone(), json!(value))).collect::<serde_json::Map<_, _>>()
     };
@@ -50,13 +56,19 @@ pub(crate) fn json(setting: &Setting, samples: &[Sample], cases: &[Case], proofs
         "repeats": setting.repeats, "seconds": setting.seconds,
         "machine": object(&setting.machine), "versions": object(&setting.versions),
         "proofs": proofs,
+        "goals": goals::judge(cases).iter().map(goals::Verdict::to_json).collect::<Vec<_>>(),
         "cases": cases.iter().map(Case::to_json).collect::<Vec<_>>(),
         "samples": samples.iter().map(Sample::to_json).collect::<Vec<_>>(),
     })
 }
 
 /// The whole report as Markdown. `plots` is the file name of the page of plots.
-pub(crate) fn markdown(setting: &Setting, cases: &[Case], proofs: &[(String, String)], plots: &str) -> String {
+pub(crate) fn markdown(
+    setting: &Setting,
+    cases: &[Case],
+    proofs: &[(String, String)],
+    plots: &str,
+) -> String {
     let mut text = format!(
         "# Outrigger beside other proxies, {}\n\nCommit `{}`, profile `{}`; {} repeats, interleaved, {} s each after a \
          warm-up; medians, with the least and the most in parentheses.\n\n",
@@ -66,6 +78,7 @@ pub(crate) fn markdown(setting: &Setting, cases: &[Case], proofs: &[(String, Str
         let _ = writeln!(text, "- {key}: {value}");
     }
     let _ = writeln!(text, "\n![plots]({plots})");
+    text.push_str(&goals::table(&goals::judge(cases)));
     let mut scenario = "";
     for case in cases {
         if case.scenario != scenario {
@@ -101,7 +114,9 @@ fn table(case: &Case) -> String {
     for label in labels {
         let _ = write!(text, "\n| {label} |");
         for metric in &metrics {
-            text.push_str(&case.of(*metric).find(|row| row.label == label).map_or(" | | |".to_owned(), cells));
+            text.push_str(
+                &case.of(*metric).find(|row| row.label == label).map_or(" | | |".to_owned(), cells),
+            );
         }
     }
     text
@@ -154,7 +169,10 @@ pub(crate) fn machine() -> Vec<(String, String)> {
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     vec![
-        ("processor".to_owned(), format!("{} ({cores} cores for everything)", field("cpuinfo", "model name"))),
+        (
+            "processor".to_owned(),
+            format!("{} ({cores} cores for everything)", field("cpuinfo", "model name")),
+        ),
         ("memory".to_owned(), field("meminfo", "MemTotal")),
         ("kernel".to_owned(), format!("Linux {}", release.trim())),
     ]
@@ -177,8 +195,14 @@ mod tests {
 
     #[test]
     fn a_table_has_a_row_for_each_subject_and_its_ratios() {
-        let text = markdown(&Setting::default(), &cases(&some()), &[("mesh".into(), "all on".into())], "p.svg");
-        assert!(text.contains("| Outrigger | 35.0 (34.0 to 36.0) |  | 0.50 | 22,000 (20,000 to 30,000) | 0.55 | 2.20 |"), "{text}");
+        let text =
+            markdown(&Setting::default(), &cases(&some()), &[("mesh".into(), "all on".into())], "p.svg");
+        assert!(
+            text.contains(
+                "| Outrigger | 35.0 (34.0 to 36.0) |  | 0.50 | 22,000 (20,000 to 30,000) | 0.55 | 2.20 |"
+            ),
+            "{text}"
+        );
         assert!(text.contains("| direct | | | | 40,000 | 1.00 | 4.00 |"), "{text}");
         assert!(text.contains("- mesh: all on") && text.contains("(p.svg)"), "{text}");
     }

@@ -36,14 +36,8 @@ const HOP: [Subject; 7] = [
     Subject::EnvoyH2,
     Subject::Outrigger,
 ];
-const GRPC: [Subject; 6] = [
-    Subject::Direct,
-    Subject::Relay,
-    Subject::Nginx,
-    Subject::Haproxy,
-    Subject::EnvoyH2,
-    Subject::Outrigger,
-];
+const GRPC: [Subject; 6] =
+    [Subject::Direct, Subject::Relay, Subject::Nginx, Subject::Haproxy, Subject::EnvoyH2, Subject::Outrigger];
 /// nginx carries HTTP here: what people have today.
 const OPAQUE: [Subject; 6] = [
     Subject::Direct,
@@ -236,7 +230,11 @@ impl Bench<'_> {
                         let each = (resident - first) / 1024.0 / (count - 1) as f64;
                         values.push((Metric::MemoryPerConnection, each));
                     }
-                    let case = if count == 1 { "1 connection".into() } else { format!("{} connections", report::number(count as f64)) };
+                    let case = if count == 1 {
+                        "1 connection".into()
+                    } else {
+                        format!("{} connections", report::number(count as f64))
+                    };
                     self.keep(("idle", &case), &pair, repeat, values);
                 }
             }
@@ -264,8 +262,10 @@ impl Bench<'_> {
         }
         for repeat in 0..self.repeats {
             for (pair, changes) in &mut pairs {
-                let cases =
-                    [("saturation", Load::Saturation { close: false }), ("2,000/s", Load::Rate { rate: RATE })];
+                let cases = [
+                    ("saturation", Load::Saturation { close: false }),
+                    ("2,000/s", Load::Rate { rate: RATE }),
+                ];
                 for (case, load) in cases {
                     self.measure_changing(case, pair, load, repeat, *changes).await?;
                 }
@@ -287,7 +287,9 @@ impl Bench<'_> {
         let Some(mesh) = &mut pair.mesh else { return Ok(()) };
         mesh.filling.renew().await?;
         let filling = changes.then(|| std::mem::take(&mut mesh.filling));
-        let Some(mut filling) = filling else { return self.measure(("many", case), pair, load, repeat).await };
+        let Some(mut filling) = filling else {
+            return self.measure(("many", case), pair, load, repeat).await;
+        };
         let mut made = 0;
         let changing = async {
             let mut ticks = tokio::time::interval(CHANGE);

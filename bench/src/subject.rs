@@ -154,7 +154,20 @@ impl Subject {
             Self::Direct | Self::Outrigger | Self::OutriggerTcp => (None, Vec::new()),
             Self::Relay => {
                 let (listen, connect) = (listen.to_string(), connect.to_string());
-                (None, words(&["relay", "--role", role, "--listen", &listen, "--connect", &connect, "--identity", &path]))
+                (
+                    None,
+                    words(&[
+                        "relay",
+                        "--role",
+                        role,
+                        "--listen",
+                        &listen,
+                        "--connect",
+                        &connect,
+                        "--identity",
+                        &path,
+                    ]),
+                )
             }
             Self::Nginx => {
                 let grpc = if speech == Speech::Grpc { "grpc-" } else { "" };
@@ -172,7 +185,8 @@ impl Subject {
             ),
             Self::EnvoyH1 | Self::EnvoyH2 => {
                 let file = fill(&format!("envoy-{role}.yaml"))?;
-                let flags = ["--concurrency", "1", "--disable-hot-restart", "--log-level", "error", "-c", &file];
+                let flags =
+                    ["--concurrency", "1", "--disable-hot-restart", "--log-level", "error", "-c", &file];
                 (Some("OUTRIGGER_BENCH_ENVOY"), words(&flags))
             }
         })
@@ -218,11 +232,6 @@ impl Stage {
         let running = start(&std::env::current_exe()?, &args, app, output).await?;
         Ok(Self { directory, app, _app: running })
     }
-
-    /// The application's process.
-    pub(crate) fn app_pid(&self) -> u32 {
-        self._app.pid()
-    }
 }
 
 impl Pair {
@@ -230,7 +239,12 @@ impl Pair {
     ///
     /// # Errors
     /// When the mesh does not come up.
-    pub(crate) async fn outrigger(subject: Subject, label: &str, stage: &Stage, scale: Scale) -> Result<Self> {
+    pub(crate) async fn outrigger(
+        subject: Subject,
+        label: &str,
+        stage: &Stage,
+        scale: Scale,
+    ) -> Result<Self> {
         let mesh = Outrigger::start(stage.app, scale).await?;
         let entry = match subject {
             Subject::OutriggerTcp => mesh.tcp_entry()?,
@@ -274,7 +288,9 @@ pub(crate) fn free_port() -> Result<SocketAddr> {
 }
 
 fn render(template: &str, values: &[(&str, String)]) -> String {
-    values.iter().fold(template.to_owned(), |text, (key, value)| text.replace(&format!("{{{{{key}}}}}"), value))
+    values
+        .iter()
+        .fold(template.to_owned(), |text, (key, value)| text.replace(&format!("{{{{{key}}}}}"), value))
 }
 
 fn template(name: &str) -> &'static str {
@@ -314,7 +330,9 @@ mod tests {
     #[test]
     fn no_placeholder_is_left_in_any_configuration() {
         let at = "127.0.0.1:1".parse().unwrap();
-        for subject in [Subject::Nginx, Subject::Haproxy, Subject::HaproxyTcp, Subject::EnvoyH1, Subject::EnvoyH2] {
+        for subject in
+            [Subject::Nginx, Subject::Haproxy, Subject::HaproxyTcp, Subject::EnvoyH1, Subject::EnvoyH2]
+        {
             for speech in [Speech::Http, Speech::Grpc] {
                 for role in ["inbound", "outbound"] {
                     let place = tempfile::tempdir().unwrap();

@@ -77,7 +77,13 @@ impl Load {
     ///
     /// # Errors
     /// When the generator fails, hangs, or says what cannot be read.
-    pub(crate) async fn run(self, to: SocketAddr, seconds: u32, directory: &Path, pids: &[u32]) -> Result<Run> {
+    pub(crate) async fn run(
+        self,
+        to: SocketAddr,
+        seconds: u32,
+        directory: &Path,
+        pids: &[u32],
+    ) -> Result<Run> {
         let (variable, args) = self.command(to, seconds, directory)?;
         let mut command = bound(&[], &component(variable));
         // One thread, since what is measured shares the machine.
@@ -137,9 +143,13 @@ fn bodies(mib: u32, seconds: u32) -> u32 {
 
 /// Versions of the generators, for the report.
 pub(crate) fn versions() -> Vec<(String, String)> {
-    [("wrk", "OUTRIGGER_BENCH_WRK", "-v"), ("h2load", "OUTRIGGER_BENCH_H2LOAD", "--version"), ("oha", "OUTRIGGER_BENCH_OHA", "--version")]
-        .map(|(name, variable, flag)| (name.to_owned(), version(variable, flag)))
-        .to_vec()
+    [
+        ("wrk", "OUTRIGGER_BENCH_WRK", "-v"),
+        ("h2load", "OUTRIGGER_BENCH_H2LOAD", "--version"),
+        ("oha", "OUTRIGGER_BENCH_OHA", "--version"),
+    ]
+    .map(|(name, variable, flag)| (name.to_owned(), version(variable, flag)))
+    .to_vec()
 }
 
 /// The first line a program says of its version.
@@ -149,7 +159,7 @@ pub(crate) fn version(variable: &str, flag: &str) -> String {
     String::from_utf8_lossy(&said).trim().lines().next().unwrap_or_default().to_owned()
 }
 
-/// The host every request names.
+/// The host every request names. In capitals, for otherwise wrk adds one of its own.
 fn host_header() -> String {
-    format!("host: {NAME}")
+    format!("Host: {NAME}")
 }
