@@ -69,6 +69,15 @@ impl Options {
         Scenario::value_variants().iter().copied().filter(chosen).collect()
     }
 
+    /// What sets the results of a part apart from those of the whole: `-mesh-grpc`.
+    pub(crate) fn part(&self) -> String {
+        let scenarios = self.scenario.iter().filter_map(Scenario::to_possible_value);
+        let subjects = self.subject.iter().filter_map(Subject::to_possible_value);
+        let names = scenarios.chain(subjects).map(|value| format!("-{}", value.get_name()));
+        let quick = self.quick.then(|| "-quick".to_owned());
+        names.chain(quick).collect()
+    }
+
     /// Those of the subjects that are to be measured.
     pub(crate) fn choose(&self, subjects: &[Subject]) -> Vec<Subject> {
         let chosen = |one: &Subject| self.subject.is_empty() || self.subject.contains(one);

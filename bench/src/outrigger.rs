@@ -237,6 +237,27 @@ impl Outrigger {
         }
     }
 
+    /// What the figures show, in words.
+    fn proven(&self, now: Counts, received: f64) -> String {
+        let governed = "retry budget and circuit breaker in force, a port that is not allowed refused";
+        let requests = now.outbound - self.began.outbound;
+        if requests == 0.0 {
+            let opened = now.opened - self.began.opened;
+            let handshakes = now.handshakes - self.began.handshakes;
+            return format!(
+                "{opened} opaque connections, {handshakes} handshakes with mutual TLS for them; {governed}"
+            );
+        }
+        let spans = now.exported - self.began.exported;
+        format!(
+            "{requests} requests counted at the client's sidecar and {} at the server's, all over mutual TLS; {spans} \
+             spans exported ({:.2}% of the requests sampled), {received} received by the collector, none dropped; \
+             {governed}",
+            now.inbound - self.began.inbound,
+            spans / requests * 50.0,
+        )
+    }
+
     /// Fails unless about 1% of everything was sampled, and reached the collector. Returns what was proven,
     /// in words.
     pub(crate) async fn prove_sampled(&self) -> Result<String> {
@@ -250,14 +271,7 @@ impl Outrigger {
             // Two spans a sampled request: one at each sidecar. Five standard deviations of a binomial.
             let (expected, spread) = (2.0 * SAMPLED * requests, 10.0 * (SAMPLED * requests).sqrt() + 10.0);
             if (spans - expected).abs() <= spread && dropped == 0.0 && received >= now.exported {
-                return Ok(format!(
-                    "{requests} requests counted at the client's sidecar and {} at the server's, all over mutual \
-                     TLS; {spans} spans exported ({:.2}% of the requests sampled), {received} received by the \
-                     collector, none dropped; retry budget and circuit breaker in force, a port that is not \
-                     allowed refused",
-                    now.inbound - self.began.inbound,
-                    spans / requests.max(1.0) * 50.0,
-                ));
+                return Ok(self.proven(now, received));
             }
             ensure!(
                 started.elapsed() < SETTLE,
@@ -338,8 +352,44 @@ impl Collector {
     }
 }
 
-/// Adds up `spans=12` of its log.
+/// Adds up `spans=12` of its log, which is coloured.
 fn received(log: &str) -> u64 {
-    let counts = log.split_whitespace().filter_map(|word| word.trim_end_matches(',').strip_prefix("spans="));
+    let mut plain = String::with_capacity(log.len());
+    for (at, piece) in log.split('\u{1b}').enumerate() {
+        // A colour ends with its first `m`.
+        plain.push_str(if at == 0 { piece } else { piece.split_once('m').map_or("", |(_, text)| text) });
+    }
+    let counts = plain.split_whitespace().filter_map(|word| word.strip_prefix("spans="));
     counts.filter_map(|count| count.parse::<u64>().ok()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_of_a_coloured_log_add_up() {
+        let line = |resources: u32, spans: u32| {
+            let field =
+                |name: &str, value: &str| format!("\u{1b}[3m{name}\u{1b}[0m\u{1b}[2m=\u{1b}[0m{value}");
+            let resources = field("resource_spans", &resources.to_string());
+            format!("INFO Received traces. {resources} {}\n", field("spans", &spans.to_string()))
+        };
+        assert_eq!(received(&format!("Starting.\n{}{}", line(1, 12), line(7, 30))), 42);
+    }
+
+    #[test]
+    fn fewer_requests_than_were_answered_or_more_than_were_sent_are_a_mismatch() {
+        let sent = Outcome { requests: 100, unfinished: 10, ..Outcome::default() };
+        let counts = |outbound, inbound| Counts { outbound, inbound, ..Counts::default() };
+        let check = |outbound, inbound| requests(Counts::default(), counts(outbound, inbound), &sent).is_ok();
+        assert!(check(100.0, 110.0) && !check(99.0, 100.0) && !check(100.0, 111.0));
+        let plain = Counts { plain: 1.0, ..counts(100.0, 100.0) };
+        assert!(requests(Counts::default(), plain, &sent).is_err());
+    }
+
+    #[test]
+    fn the_policies_are_resources() {
+        outrigger_api::document::parse_yaml(Path::new("bench.yaml"), POLICIES).unwrap();
+    }
 }

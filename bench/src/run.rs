@@ -324,7 +324,8 @@ impl Bench<'_> {
             versions: subject::versions().into_iter().chain(load::versions()).collect(),
         };
         let cases = results::cases(&self.samples);
-        let name = format!("{}-{}", setting.date, setting.commit);
+        let part = self.options.part();
+        let name = format!("{}-{}{part}", setting.date, setting.commit);
         let place = |kind: &str| self.options.results.join(format!("{name}.{kind}"));
         fs::create_dir_all(&self.options.results)?;
         let json = report::json(&setting, &self.samples, &cases, &self.proofs);

@@ -98,8 +98,8 @@ fn commit(workspace: &Workspace) -> String {
     format!("{}{dirty}", commit.trim())
 }
 
-/// Today in UTC, and the time: `2026-05-04-1530`.
+/// Today in UTC: `2026-05-04`.
 fn date() -> Result<String> {
-    let date = shell::capture(Command::new("date").args(["-u", "+%Y-%m-%d-%H%M"])).context("the date")?;
+    let date = shell::capture(Command::new("date").args(["-u", "+%Y-%m-%d"])).context("the date")?;
     Ok(date.trim().to_owned())
 }
