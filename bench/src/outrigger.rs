@@ -180,7 +180,8 @@ impl Outrigger {
         let requests = |page: &Metrics, direction| {
             let labels = [("direction", direction), ("destination", NAME)];
             let all = page.sum("mesh_requests_total", &labels);
-            let plain = page.matching("mesh_requests_total", &[labels[0], labels[1], ("tls", "none")]);
+            let unproven = [labels[0], labels[1], ("tls", "none")];
+            let plain = page.matching("mesh_requests_total", &unproven);
             // Status 0: the generator left before anything was sent.
             let plain = plain.filter(|sample| sample.labels.get("status").is_none_or(|status| status != "0"));
             (all, plain.map(|sample| sample.value).sum::<f64>())

@@ -108,18 +108,28 @@ fn table(case: &Case) -> String {
     labels.sort_by_key(|label| order(case, label));
     let mut text = "| |".to_owned();
     for metric in &metrics {
-        let _ = write!(text, " {} | × direct | × best peer |", metric.title());
+        let direct = if has_direct(case, *metric) { " × direct |" } else { "" };
+        let _ = write!(text, " {} |{direct} × best peer |", metric.title());
     }
-    let _ = write!(text, "\n|---|{}", "---:|---:|---:|".repeat(metrics.len()));
+    text.push_str("\n|---|");
+    for metric in &metrics {
+        text.push_str(if has_direct(case, *metric) { "---:|---:|---:|" } else { "---:|---:|" });
+    }
     for label in labels {
         let _ = write!(text, "\n| {label} |");
         for metric in &metrics {
-            text.push_str(
-                &case.of(*metric).find(|row| row.label == label).map_or(" | | |".to_owned(), cells),
-            );
+            let direct = has_direct(case, *metric);
+            let nothing = if direct { " | | |" } else { " | |" };
+            let row = case.of(*metric).find(|row| row.label == label);
+            text.push_str(&row.map_or(nothing.to_owned(), |row| cells(row, direct)));
         }
     }
     text
+}
+
+/// Without proxies there is no CPU time and no memory of them.
+fn has_direct(case: &Case, metric: Metric) -> bool {
+    case.of(metric).any(|row| row.to_direct.is_some())
 }
 
 /// Subjects stand in the order of their enum, variants of one in that of their names.
@@ -127,7 +137,7 @@ fn order<'a>(case: &Case, label: &'a str) -> (Option<crate::subject::Subject>, &
     (case.rows.iter().find(|row| row.label == label).map(|row| row.subject), label)
 }
 
-fn cells(row: &Summary) -> String {
+fn cells(row: &Summary, direct: bool) -> String {
     let ratio = |ratio: Option<f64>| ratio.map(|ratio| format!("{ratio:.2}")).unwrap_or_default();
     let Summary { median, least, most, .. } = row;
     let value = if least == most {
@@ -135,7 +145,8 @@ fn cells(row: &Summary) -> String {
     } else {
         format!("{} ({} to {})", number(*median), number(*least), number(*most))
     };
-    format!(" {value} | {} | {} |", ratio(row.to_direct), ratio(row.to_best))
+    let to_direct = if direct { format!(" {} |", ratio(row.to_direct)) } else { String::new() };
+    format!(" {value} |{to_direct} {} |", ratio(row.to_best))
 }
 
 /// Three digits that matter, thousands set apart.
@@ -199,11 +210,11 @@ mod tests {
             markdown(&Setting::default(), &cases(&some()), &[("mesh".into(), "all on".into())], "p.svg");
         assert!(
             text.contains(
-                "| Outrigger | 35.0 (34.0 to 36.0) |  | 0.50 | 22,000 (20,000 to 30,000) | 0.55 | 2.20 |"
+                "| Outrigger | 35.0 (34.0 to 36.0) | 0.50 | 22,000 (20,000 to 30,000) | 0.55 | 2.20 |"
             ),
             "{text}"
         );
-        assert!(text.contains("| direct | | | | 40,000 | 1.00 | 4.00 |"), "{text}");
+        assert!(text.contains("| direct | | | 40,000 | 1.00 | 4.00 |"), "{text}");
         assert!(text.contains("- mesh: all on") && text.contains("(p.svg)"), "{text}");
     }
 

@@ -316,9 +316,10 @@ pub(crate) fn versions() -> Vec<(String, String)> {
         ("Envoy", "OUTRIGGER_BENCH_ENVOY", "--version"),
     ]
     .map(|(name, variable, flag)| {
-        // Envoy begins with the path it was started by.
+        // Envoy begins with the path it was started by, nginx and HAProxy with their names.
         let said = version(variable, flag);
-        (name.to_owned(), said.rsplit("version: ").next().unwrap_or_default().trim().to_owned())
+        let said = said.rsplit("version: ").next().unwrap_or_default().trim();
+        (name.to_owned(), said.trim_start_matches("HAProxy version ").trim_start_matches("nginx/").to_owned())
     })
     .to_vec()
 }
