@@ -232,9 +232,16 @@ pub(crate) fn cargo_shear(workspace: &Workspace) -> Result<PathBuf> {
 }
 
 /// Installs the missing ones of [`SYSTEM_PACKAGES`].
-pub(crate) fn install_system_packages() -> Result<()> {
+fn install_system_packages() -> Result<()> {
+    let all: Vec<_> = SYSTEM_PACKAGES.iter().map(|package| package.name).collect();
+    install_of_system_packages(&all)
+}
+
+/// Installs the missing ones among these of [`SYSTEM_PACKAGES`].
+pub(crate) fn install_of_system_packages(wanted: &[&str]) -> Result<()> {
+    let missing = SYSTEM_PACKAGES.iter().filter(|package| wanted.contains(&package.name));
     let missing: Vec<_> =
-        SYSTEM_PACKAGES.iter().filter(|package| !(package.present)()).map(|package| package.name).collect();
+        missing.filter(|package| !(package.present)()).map(|package| package.name).collect();
     if missing.is_empty() {
         return Ok(());
     }

