@@ -61,20 +61,25 @@ enum Command {
     },
 }
 
-// One thread: the kernel ends children with the thread that started them.
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<()> {
+fn main() -> Result<()> {
     match Cli::parse().command {
-        Command::Run(options) => {
-            let mut shutdown = Shutdown::listen()?;
-            tokio::select! {
-                done = run::run(&options) => done,
-                signal = shutdown.wait() => bail!("ended by {signal}; nothing was written"),
-            }
-        }
-        Command::App { listen } => app::serve(listen).await,
+        Command::Run(options) => alone(measure(&options)),
+        Command::App { listen } => alone(app::serve(listen)),
         Command::Relay { role, listen, connect, identity } => {
-            relay::serve(role, listen, connect, &identity).await
+            alone(relay::serve(role, listen, connect, &identity))
         }
+    }
+}
+
+/// Runs on one thread: the kernel ends children with the thread that started them, and what is measured has one, too.
+fn alone(work: impl Future<Output = Result<()>>) -> Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}
+
+async fn measure(options: &options::Options) -> Result<()> {
+    let mut shutdown = Shutdown::listen()?;
+    tokio::select! {
+        done = run::run(options) => done,
+        signal = shutdown.wait() => bail!("ended by {signal}; nothing was written"),
     }
 }
