@@ -22,6 +22,8 @@ pub(crate) fn page(setting: &Setting, cases: &[Case]) -> String {
         .iter()
         .flat_map(|case| case.metrics().into_iter().map(move |metric| (case, metric)))
         .filter(|(_, metric)| PLOTTED.contains(metric))
+        // At a fixed rate all reach the same.
+        .filter(|(case, metric)| *metric != Metric::Throughput || case.of(Metric::P50).next().is_none())
         .collect();
     let (mut body, mut top) = (String::new(), 64);
     for line in panels.chunks(COLUMNS) {
