@@ -7,8 +7,8 @@ use crate::results::{Case, Metric, Summary};
 use crate::subject::Subject;
 
 const COLUMNS: usize = 2;
-const WIDTH: usize = 470;
-const LABEL: usize = 130;
+const WIDTH: usize = 530;
+const LABEL: usize = 190;
 const BAR: usize = 16;
 const ROW: usize = 22;
 const HEAD: usize = 44;
