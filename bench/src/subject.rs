@@ -11,13 +11,11 @@ use clap::ValueEnum;
 use outrigger_tests::component::{Running, bound, component};
 use tokio::net::TcpStream;
 
-use crate::load::version;
+use crate::load::{version, with_libraries};
 use crate::outrigger::{Outrigger, Scale};
 
 /// Longest wait until a process accepts connections.
 const START: Duration = Duration::from_secs(20);
-/// Names a directory of libraries that the unpacked programs need and the machine may lack.
-const LIBRARIES: &str = "OUTRIGGER_BENCH_LIBRARIES";
 
 /// A proxy, or what it is compared with.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, ValueEnum)]
@@ -264,10 +262,7 @@ impl Pair {
 /// Starts a program and waits until it accepts connections.
 async fn start(program: &Path, args: &[String], listen: SocketAddr, output: PathBuf) -> Result<Running> {
     let mut command = bound(&[], program);
-    command.args(args).stdin(Stdio::null());
-    if let Some(libraries) = std::env::var_os(LIBRARIES) {
-        command.env("LD_LIBRARY_PATH", libraries);
-    }
+    with_libraries(&mut command).args(args).stdin(Stdio::null());
     let mut running = Running::spawn(command, output);
     let started = Instant::now();
     while TcpStream::connect(listen).await.is_err() {

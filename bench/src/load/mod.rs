@@ -15,6 +15,8 @@ use outrigger_tests::component::{Running, bound, component};
 use crate::certs::NAME;
 use crate::proc;
 
+/// Names a directory of libraries that unpacked programs need and the machine may lack.
+const LIBRARIES: &str = "OUTRIGGER_BENCH_LIBRARIES";
 /// Connections of every load that does not say otherwise.
 pub(crate) const CONNECTIONS: u32 = 64;
 /// A generator that takes this much longer than it was asked to hangs.
@@ -87,7 +89,7 @@ impl Load {
         let (variable, args) = self.command(to, seconds, directory)?;
         let mut command = bound(&[], &component(variable));
         // One thread, since what is measured shares the machine.
-        command.args(&args).stdin(Stdio::null()).env("TOKIO_WORKER_THREADS", "1");
+        with_libraries(&mut command).args(&args).stdin(Stdio::null()).env("TOKIO_WORKER_THREADS", "1");
         let started = Instant::now();
         let limit = Duration::from_secs(seconds.into()) + GRACE;
         let mut running = Running::spawn(command, directory.join("generator.out"));
@@ -154,9 +156,18 @@ pub(crate) fn versions() -> Vec<(String, String)> {
 
 /// The first line a program says of its version.
 pub(crate) fn version(variable: &str, flag: &str) -> String {
-    let Ok(output) = Command::new(component(variable)).arg(flag).output() else { return String::new() };
+    let mut command = Command::new(component(variable));
+    let Ok(output) = with_libraries(&mut command).arg(flag).output() else { return String::new() };
     let said = [output.stdout, output.stderr].concat();
     String::from_utf8_lossy(&said).trim().lines().next().unwrap_or_default().to_owned()
+}
+
+/// The command, told where its libraries are.
+pub(crate) fn with_libraries(command: &mut Command) -> &mut Command {
+    if let Some(libraries) = std::env::var_os(LIBRARIES) {
+        command.env("LD_LIBRARY_PATH", libraries);
+    }
+    command
 }
 
 /// The host every request names. In capitals, for otherwise wrk adds one of its own.
