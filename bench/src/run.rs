@@ -22,6 +22,8 @@ const WARM_UP: u32 = 1;
 const RATE: u32 = 2000;
 /// Idle client connections, each step on top of the one before.
 const IDLE: [usize; 3] = [1, 1_000, 10_000];
+/// Open files beside those of the client's connections.
+const SPARE_FILES: usize = 500;
 /// After the last request of an idle step: what was needed for it is given back.
 const REST: Duration = Duration::from_secs(2);
 /// Between two changes in the registry, where there are any.
@@ -68,6 +70,8 @@ struct Bench<'a> {
     samples: Vec<Sample>,
     proofs: Vec<(String, String)>,
     started: Instant,
+    /// How many each process may have open.
+    files: u64,
 }
 
 /// Runs what the options name and writes the report.
@@ -86,6 +90,7 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
         samples: Vec::new(),
         proofs: Vec::new(),
         started: Instant::now(),
+        files,
     };
     for scenario in options.scenarios() {
         bench.scenario(scenario).await.with_context(|| format!("{scenario:?}"))?;
@@ -218,7 +223,11 @@ impl Bench<'_> {
             for subject in self.options.choose(&HOP[1..]) {
                 let pair = subject.start(&self.stage, Speech::Http).await?;
                 let (mut crowd, mut first) = (Crowd::default(), 0.0);
-                for count in IDLE {
+                // A relay holds a connection to the application for each of the client's.
+                let each = if subject == Subject::Relay { 2 } else { 1 };
+                for count in
+                    IDLE.into_iter().filter(|count| (count * each + SPARE_FILES) as u64 <= self.files)
+                {
                     let most = crowd.grow(pair.entry, count).await;
                     most.with_context(|| format!("{count} idle connections to {}", pair.label))?;
                     tokio::time::sleep(REST).await;
