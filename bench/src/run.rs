@@ -219,15 +219,14 @@ impl Bench<'_> {
 
     /// Memory by the number of idle client connections; each subject fresh each time, alone.
     async fn idle(&mut self) -> Result<()> {
+        let files = self.files;
         for repeat in 0..self.repeats {
             for subject in self.options.choose(&HOP[1..]) {
                 let pair = subject.start(&self.stage, Speech::Http).await?;
                 let (mut crowd, mut first) = (Crowd::default(), 0.0);
                 // A relay holds a connection to the application for each of the client's.
                 let each = if subject == Subject::Relay { 2 } else { 1 };
-                for count in
-                    IDLE.into_iter().filter(|count| (count * each + SPARE_FILES) as u64 <= self.files)
-                {
+                for count in IDLE.into_iter().filter(|count| (count * each + SPARE_FILES) as u64 <= files) {
                     let most = crowd.grow(pair.entry, count).await;
                     most.with_context(|| format!("{count} idle connections to {}", pair.label))?;
                     tokio::time::sleep(REST).await;
