@@ -7,6 +7,7 @@ use http::StatusCode;
 use outrigger_api::resource::policy::GrpcCode;
 use outrigger_common::identity::SpiffeId;
 
+use crate::http::incoming::TransportError;
 use crate::reason::Reason;
 
 /// Whether any byte of the request may have reached the application.
@@ -89,7 +90,7 @@ pub enum ProxyError {
         address: SocketAddr,
         /// What HTTP said.
         #[source]
-        source: hyper::Error,
+        source: TransportError,
     },
     /// The peer refused our certificate before any application data.
     #[error("{0} refused this sidecar's certificate")]
@@ -103,7 +104,7 @@ pub enum ProxyError {
         stream_only: bool,
         /// What HTTP said.
         #[source]
-        source: hyper::Error,
+        source: TransportError,
     },
     /// No response head.
     #[error("no response head within {0:?}")]
@@ -136,7 +137,7 @@ pub enum ProxyError {
         address: SocketAddr,
         /// What HTTP said.
         #[source]
-        source: hyper::Error,
+        source: TransportError,
     },
     /// The application broke the connection.
     #[error("the application at {address} broke the connection before the response head")]
@@ -145,7 +146,7 @@ pub enum ProxyError {
         address: SocketAddr,
         /// What HTTP said.
         #[source]
-        source: hyper::Error,
+        source: TransportError,
     },
     /// The application agreed to an upgrade that nobody asked for, or not in the words of the protocol.
     #[error("the application at {0} switched protocols in a way that was not asked for")]
@@ -487,8 +488,10 @@ impl ProxyError {
 }
 
 /// The first error of a type among the causes; I/O errors are looked into.
-pub(crate) fn cause<E: std::error::Error + 'static>(error: &hyper::Error) -> Option<&E> {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+pub(crate) fn cause<'a, E: std::error::Error + 'static>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> Option<&'a E> {
+    let mut source = Some(error);
     while let Some(cause) = source {
         let inner = || cause.downcast_ref::<std::io::Error>()?.get_ref()?.downcast_ref();
         if let Some(found) = cause.downcast_ref().or_else(inner) {

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 use http_body::{Body as _, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::time::Sleep;
 
 use super::finale::Finale;
 use super::headers;
+use super::incoming::Incoming;
 use super::replay::RequestBody;
 use super::stalled::{Listed, Stalled, Stillness, Sweep};
 use super::tunnel::TunnelBody;

@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, Bytes};
 use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
-use hyper::body::Incoming;
 use outrigger_common::tasks::Tasks;
 use tokio::sync::Notify;
 use tokio::time::Sleep;
 
 use super::headers;
+use super::incoming::Incoming;
 use crate::error::cause;
 
 /// A request body shared by the attempts of one request; each attempt reads a [`RequestBody`].
@@ -83,7 +83,8 @@ pub struct BrokenBody;
 impl Replay {
     /// Keeps up to `bound` bytes; a body that stands still for `idle` fails. A task waits for an end that
     /// the client announces late.
-    pub fn new(client: Incoming, bound: usize, idle: Duration, tasks: &Tasks) -> Self {
+    pub fn new(client: impl Into<Incoming>, bound: usize, idle: Duration, tasks: &Tasks) -> Self {
+        let client = client.into();
         let ended = client.is_end_stream();
         let state = State {
             client,

@@ -7,6 +7,7 @@
 //! stream whether it ended or was reset, and takes every 200 for consent, which to an upgrade of HTTP/1.1
 //! is a refusal. Towards clients and applications the protocol's own forms are spoken.
 
+use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker, ready};
@@ -15,16 +16,17 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use http::StatusCode;
 use http_body::{Body as _, Frame};
-use hyper::body::Incoming;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use outrigger_common::tasks::Tasks;
-use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf, ReadHalf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, ReadHalf};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::body::{Cut, Ending};
 use super::finale::Finale;
+use super::incoming::{Incoming, TransportError};
+use super::stream_io::StreamIo;
 use crate::reason::Reason;
 use crate::telemetry::metrics::Direction;
 
@@ -34,7 +36,62 @@ const READ: usize = 16 << 10;
 /// have been written, which takes a client that reads.
 const HANDOVER: Duration = Duration::from_secs(30);
 
-type Local = TokioIo<Upgraded>;
+/// The application's side of an upgrade.
+#[derive(Debug)]
+pub enum Local {
+    /// A connection, or a stream, that the HTTP library serves: once its answer has been written or read.
+    Upgrading(OnUpgrade),
+    /// A stream to the application.
+    Stream(StreamIo),
+}
+
+/// The same once it carries bytes.
+#[derive(Debug)]
+enum LocalIo {
+    Library(TokioIo<Upgraded>),
+    Stream(StreamIo),
+}
+
+impl LocalIo {
+    fn both(self: Pin<&mut Self>) -> Pin<&mut (dyn Both + Unpin)> {
+        match self.get_mut() {
+            Self::Library(io) => Pin::new(io),
+            Self::Stream(io) => Pin::new(io),
+        }
+    }
+}
+
+trait Both: AsyncRead + AsyncWrite {}
+
+impl<Io: AsyncRead + AsyncWrite> Both for Io {}
+
+impl AsyncRead for LocalIo {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.both().poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for LocalIo {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.both().poll_write(context, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.both().poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.both().poll_shutdown(context)
+    }
+}
 
 /// What the application's side sends, on its way to the other sidecar. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -64,7 +121,7 @@ enum Phase {
     /// The upgrade has not been agreed on.
     Waiting,
     /// Bytes pass.
-    Reading(ReadHalf<Local>),
+    Reading(ReadHalf<LocalIo>),
     /// The source has ended, or never began.
     Ended,
     /// The source, or whoever takes its bytes, broke off.
@@ -126,7 +183,7 @@ impl Feed {
         self.0.lock().turn(Phase::Ended);
     }
 
-    fn start(&self, source: ReadHalf<Local>) {
+    fn start(&self, source: ReadHalf<LocalIo>) {
         let mut state = self.0.lock();
         state.moved = Instant::now();
         let phase = if state.wanted { Phase::Reading(source) } else { Phase::Broken };
@@ -246,8 +303,8 @@ impl http_body::Body for TunnelBody {
 /// An upgrade that was agreed on.
 #[derive(Debug)]
 pub struct Tunnel {
-    /// The application's side, once the answer has been written or read.
-    pub local: OnUpgrade,
+    /// The application's side.
+    pub local: Local,
     /// How that connection may end, where it is one of HTTP/1.1.
     pub finale: Option<Finale>,
     /// What the application's side sends.
@@ -305,14 +362,20 @@ impl Tunnel {
 }
 
 async fn join(
-    local: OnUpgrade,
+    local: Local,
     finale: Option<&Finale>,
     feed: &Feed,
     remote: &mut Incoming,
     received: &mut u64,
 ) -> Result<(), Why> {
-    let upgraded = tokio::time::timeout(HANDOVER, local).await.ok().and_then(Result::ok).ok_or(Why::Local)?;
-    let (source, mut sink) = tokio::io::split(TokioIo::new(upgraded));
+    let local = match local {
+        Local::Stream(stream) => LocalIo::Stream(stream),
+        Local::Upgrading(upgrading) => {
+            let upgraded = tokio::time::timeout(HANDOVER, upgrading).await.ok().and_then(Result::ok);
+            LocalIo::Library(TokioIo::new(upgraded.ok_or(Why::Local)?))
+        }
+    };
+    let (source, mut sink) = tokio::io::split(local);
     // So that the connection learns how it may end, should no byte go that way.
     sink.flush().await.map_err(|_| Why::Local)?;
     feed.start(source);
@@ -340,7 +403,7 @@ async fn join(
     tokio::try_join!(sending, feeding).map(drop)
 }
 
-async fn next(body: &mut Incoming) -> Option<hyper::Result<Frame<Bytes>>> {
+async fn next(body: &mut Incoming) -> Option<Result<Frame<Bytes>, TransportError>> {
     std::future::poll_fn(|context| {
         let frame = ready!(Pin::new(&mut *body).poll_frame(context));
         Poll::Ready(frame)

@@ -125,7 +125,7 @@ pub fn ask_http1(head: &mut request::Parts, token: &HeaderValue, key: [u8; 16]) 
 pub fn ask_http2(head: &mut request::Parts, token: &HeaderValue) -> Handshake {
     head.method = Method::CONNECT;
     if let Ok(token) = token.to_str() {
-        head.extensions.insert(Protocol::from(token));
+        head.extensions.insert(h2::ext::Protocol::from(token));
     }
     let key = head.headers.remove(SEC_WEBSOCKET_KEY);
     match key.filter(|_| token == WEBSOCKET).and_then(|key| accept(key.as_bytes())) {

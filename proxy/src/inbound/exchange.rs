@@ -7,13 +7,13 @@ use http::header::{HOST, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::{HeaderValue, Request, Response, Uri, Version};
 use http_body::Body as _;
-use hyper::body::Incoming;
 use outrigger_api::resource::Protocol;
 
 use super::served::ServedPort;
-use super::upgrade;
-use crate::error::{ProxyError, cause};
+use super::upgrade::{self, Switched};
+use crate::error::ProxyError;
 use crate::http::body::Body;
+use crate::http::incoming::Incoming;
 use crate::http::replay::{Failed, Replay};
 use crate::pool::app::{Evidence, Verdict};
 use crate::pool::connector::Reuse;
@@ -27,6 +27,8 @@ pub struct Answered {
     pub lease: Lease,
     /// From the last request byte handed over to the response head.
     pub processing: Duration,
+    /// The upgrade it agrees to.
+    pub switched: Option<Switched>,
 }
 
 /// What is sent to the application.
@@ -76,10 +78,11 @@ pub async fn exchange(handover: Handover<'_>, idle: Duration) -> Result<Answered
         if let Some(token) = &upgrade {
             return Box::pin(upgrade::ask(port, head, token, client)).await;
         }
-        match app_version(port, client) {
-            Version::HTTP_2 => over_h2(port, h2_request(head, body), replay, repeatable).await,
-            _ => over_h1(port, h1_request(head, body)?, replay, repeatable).await,
-        }
+        let exchanged = match app_version(port, client) {
+            Version::HTTP_2 => over_h2(port, h2_request(head, body), replay, repeatable).await?,
+            _ => over_h1(port, h1_request(head, body)?, replay, repeatable).await?,
+        };
+        Ok((exchanged, None))
     };
     let overdue = async {
         match (limit, replay) {
@@ -104,13 +107,13 @@ pub async fn exchange(handover: Handover<'_>, idle: Duration) -> Result<Answered
     };
     match result {
         // It would be taken for the first of two responses on the way back.
-        Ok((response, ..)) if response.status().is_informational() && upgrade.is_none() => {
+        Ok(((response, ..), _)) if response.status().is_informational() && upgrade.is_none() => {
             Err(ProxyError::AppSwitched(port.app.address()))
         }
-        Ok((response, lease, handed)) => {
+        Ok(((response, lease, handed), switched)) => {
             // An application that answers before the whole request is there is timed from the head.
             let from = replay.and_then(Replay::sent_at).map_or(handed, |sent| sent.max(handed));
-            Ok(Answered { response, lease, processing: from.elapsed() })
+            Ok(Answered { response, lease, processing: from.elapsed(), switched })
         }
         Err(error) => Err(match replay.and_then(Replay::failed) {
             Some(Failed::Idle) => ProxyError::IdleTimeout(idle),
@@ -176,7 +179,7 @@ async fn over_h1(
         let failed = match connection.send(request).await {
             Ok(response) => {
                 let lease = Lease::Http1 { pool: port.app.clone(), connection, request: replay.cloned() };
-                return Ok((response, lease, handed));
+                return Ok((response.map(Incoming::from), lease, handed));
             }
             Err(failed) => failed,
         };
@@ -191,7 +194,7 @@ async fn over_h1(
             (Verdict::Again, Some(next)) => request = next,
             (Verdict::Unsent, _) => return Err(ProxyError::AppUnsent(address)),
             (Verdict::Again | Verdict::Refused | Verdict::Reset, _) => {
-                return Err(ProxyError::AppReset { address, source: failed.error });
+                return Err(ProxyError::AppReset { address, source: failed.error.into() });
             }
         }
         // A request that was sent goes out once more, and not on a connection that may be next to go.
@@ -213,19 +216,19 @@ async fn over_h2(
         let reused = stream.connection().mark_used();
         let copy = (reused && repeatable && !again).then(|| copy(&request, replay)).flatten();
         let handed = Instant::now();
-        let mut failed = match stream.connection().sender().try_send_request(request).await {
+        let failed = match stream.connection().sender().send(request, port.app.tasks()).await {
             Ok(response) => return Ok((response, Lease::H2(stream), handed)),
             Err(failed) => failed,
         };
         // One stream's end is no reason to give up the connection for the others.
-        let stream_only = cause::<h2::Error>(failed.error()).is_some_and(h2::Error::is_reset);
+        let stream_only = failed.error.is_reset();
         if !stream_only {
             stream.connection().close();
         }
-        let unsent = failed.take_message();
+        let unsent = failed.unsent;
         let evidence = Evidence {
-            unsent: unsent.is_some(),
-            refused: pool::undelivered(failed.error()),
+            unsent: unsent.is_some() || (failed.never_sent && copy.is_some()),
+            refused: failed.never_sent || pool::undelivered(&failed.error),
             reused,
             answered: stream_only,
             repeatable: copy.is_some(),
@@ -234,10 +237,10 @@ async fn over_h2(
             (Verdict::Again, Some(next)) => request = next,
             (Verdict::Unsent, _) => return Err(ProxyError::AppUnsent(address)),
             (Verdict::Refused, _) => {
-                return Err(ProxyError::AppRefused { address, source: failed.into_error() });
+                return Err(ProxyError::AppRefused { address, source: failed.error.into() });
             }
             (Verdict::Again | Verdict::Reset, _) => {
-                return Err(ProxyError::AppReset { address, source: failed.into_error() });
+                return Err(ProxyError::AppReset { address, source: failed.error.into() });
             }
         }
         again = !evidence.unsent;

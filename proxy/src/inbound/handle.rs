@@ -40,8 +40,6 @@ pub async fn handle(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
     let trace = TraceContext::from_headers(request.headers(), Sampling::parent_based(0.0));
     let client = headers::client_version(request.headers());
     let spoken = headers::spoken(request.headers(), client);
-    let claimed = request.headers().get(&headers::SOURCE).and_then(|value| value.to_str().ok());
-    let source = source(peer, claimed);
     let Some(port) = &peer.port else {
         // By its account: a name it chooses would be a label it chooses.
         let account = account_name(&peer.id);
@@ -50,7 +48,11 @@ pub async fn handle(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
         record.secured(|| peer.id.to_string());
         return respond::with_error(&ProxyError::NotServed(peer.asked.clone()), record);
     };
-    let mut record = RequestRecord::start(port.edge(&peer.id, &source), now, spoken, trace);
+    let claimed = request.headers().get(&headers::SOURCE);
+    let edge = peer.known.edge(claimed, || {
+        port.edge(&peer.id, &source(peer, claimed.and_then(|value| value.to_str().ok())))
+    });
+    let mut record = RequestRecord::start(edge, now, spoken, trace);
     let (head, body) = request.into_parts();
     record.with_span(&shared.spans, &head);
     if peer.id.is_proven() {
@@ -127,9 +129,10 @@ async fn carry(
     record: &mut RequestRecord,
 ) -> Result<Carried, ProxyError> {
     let Arrived { mut head, body, client, asked, upgrade } = arrived;
-    port.governed(shared.config.timeouts.discovery).await?;
+    // The count before the policies: should they change in between, they are asked once more.
+    let version = port.governed(shared.config.timeouts.discovery).await?;
     let (now, grpc, policy) = (Instant::now(), record.is_grpc(), port.policy());
-    policy.authorize(&peer.id, &port.service)?;
+    peer.known.allowed(version, || policy.authorize(&peer.id, &port.service))?;
     if !port.budget.admit(asked.attempt, now) {
         return Err(ProxyError::RetryRefused);
     }
@@ -247,8 +250,7 @@ fn prepare(head: &mut Parts, peer: &Peer, record: &RequestRecord, span: u64) -> 
 /// Passes the response on with its processing time; the record is finished by its body.
 fn respond(shared: &Shared, carried: Carried, mut record: RequestRecord) -> Response<Body> {
     let Carried { answered, permit, remembered, times, incoming } = carried;
-    let Answered { mut response, lease, processing } = answered;
-    let switched = response.extensions_mut().remove::<Switched>();
+    let Answered { response, lease, processing, switched } = answered;
     let (mut head, upstream) = response.into_parts();
     head.version = Version::default();
     record.responded(head.status);
@@ -265,7 +267,7 @@ fn respond(shared: &Shared, carried: Carried, mut record: RequestRecord) -> Resp
     if let (Some(Switched { agreed, local, finale }), Some(remote)) = (switched, incoming) {
         let feed = Feed::default();
         let body = Body::Tunnel(feed.body());
-        let tunnel = Tunnel { local, finale, feed, remote, idle: times.idle, ending };
+        let tunnel = Tunnel { local, finale, feed, remote: remote.into(), idle: times.idle, ending };
         tunnel.spawn(&shared.tasks, head.status);
         head.status = StatusCode::OK;
         head.headers.insert(headers::MESH_UPGRADE, agreed);

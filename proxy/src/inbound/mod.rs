@@ -11,7 +11,8 @@ pub mod tcp;
 pub mod upgrade;
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http::HeaderValue;
@@ -27,11 +28,13 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use self::served::ServedPort;
+use crate::error::ProxyError;
 use crate::http::exec::Executor;
 use crate::http::window;
 use crate::pool::pulse;
 use crate::shared::Shared;
 use crate::tcp::preface;
+use crate::telemetry::edge::Edge;
 use crate::telemetry::metrics::Direction;
 
 /// Longest handshake: a peer that connects and says nothing must not hold a permit.
@@ -50,6 +53,49 @@ pub struct Peer {
     pub port: Option<Arc<ServedPort>>,
     /// What SNI said.
     pub asked: String,
+    /// What was found out for its earlier requests.
+    pub known: Known,
+}
+
+/// What requests of one connection have in common, found out once.
+#[derive(Debug, Default)]
+pub struct Known {
+    /// One more than the count of the policies that last let the peer in; 0: none has.
+    allowed: AtomicU64,
+    /// The edge of the service it named last.
+    edge: Mutex<Option<(HeaderValue, Arc<Edge>)>>,
+}
+
+impl Known {
+    /// Whether the peer may call by the policies of this count, asking `authorize` where that is not known.
+    ///
+    /// # Errors
+    /// It may not.
+    pub fn allowed(
+        &self,
+        version: u64,
+        authorize: impl FnOnce() -> Result<(), ProxyError>,
+    ) -> Result<(), ProxyError> {
+        if self.allowed.load(Ordering::Relaxed) != version + 1 {
+            authorize()?;
+            self.allowed.store(version + 1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// The edge of the service that `claimed` names, made by `find` where it is not the last one.
+    pub fn edge(&self, claimed: Option<&HeaderValue>, find: impl FnOnce() -> Arc<Edge>) -> Arc<Edge> {
+        let Some(claimed) = claimed else { return find() };
+        let mut last = self.edge.lock().expect("no holder of this lock panics");
+        match &*last {
+            Some((named, edge)) if named == claimed => edge.clone(),
+            _ => {
+                let edge = find();
+                *last = Some((claimed.clone(), edge.clone()));
+                edge
+            }
+        }
+    }
 }
 
 /// Serves one connection of another sidecar until it ends or the drain has let its last request
@@ -102,7 +148,7 @@ fn peer(shared: &Shared, stream: &TlsStream<TcpStream>) -> Result<Arc<Peer>, (&'
     let port = shared.served.get().and_then(|served| served.find(&asked));
     let client_cert = HeaderValue::try_from(format!("By={};URI={id}", own.id))
         .map_err(|error| refuse(error.to_string()))?;
-    Ok(Arc::new(Peer { id, client_cert: Some(client_cert), port, asked }))
+    Ok(Arc::new(Peer { id, client_cert: Some(client_cert), port, asked, known: Known::default() }))
 }
 
 /// Resolves when a connection should take no new requests: the drain has begun, or it is older than

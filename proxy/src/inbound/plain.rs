@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::served::ServedPort;
-use super::{Peer, drive, handle, not_allowed, probe, tcp};
+use super::{Known, Peer, drive, handle, not_allowed, probe, tcp};
 use crate::capture::original;
 use crate::detect::Verdict;
 use crate::error::ProxyError;
@@ -88,6 +88,7 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream) {
                 client_cert: None,
                 asked: format!("{} in plaintext", port.service),
                 port: Some(port.clone()),
+                known: Known::default(),
             };
             Visit { shared: &shared, peer: Arc::new(peer), port, edge }.begin(stream).await;
         }

@@ -150,19 +150,20 @@ impl ServedPort {
     }
 
     /// Waits for the first policies, be there none, at most `limit`: before they are known nobody may
-    /// be let in.
+    /// be let in. Returns how many there have been.
     ///
     /// Cancel safety: safe.
     ///
     /// # Errors
     /// They did not come.
-    pub async fn governed(&self, limit: Duration) -> Result<(), ProxyError> {
-        if *self.version.borrow() > 0 {
-            return Ok(());
+    pub async fn governed(&self, limit: Duration) -> Result<u64, ProxyError> {
+        let version = *self.version.borrow();
+        if version > 0 {
+            return Ok(version);
         }
         let mut version = self.version.subscribe();
         match Box::pin(tokio::time::timeout(limit, version.wait_for(|version| *version > 0))).await {
-            Ok(Ok(_)) => Ok(()),
+            Ok(Ok(version)) => Ok(*version),
             Ok(Err(_)) | Err(_) => {
                 Err(ProxyError::DiscoveryUnavailable(format!("the policies of {}", self.service)))
             }

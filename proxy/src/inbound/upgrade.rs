@@ -5,8 +5,7 @@ use std::time::Instant;
 use http::header::UPGRADE;
 use http::request::Parts;
 use http::{HeaderValue, Response, StatusCode, Version};
-use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
+use hyper::body::Incoming as Library;
 use outrigger_api::resource::Protocol;
 
 use super::exchange::{Exchanged, h1_request, h2_request};
@@ -14,18 +13,21 @@ use super::served::ServedPort;
 use crate::error::ProxyError;
 use crate::http::body::Body;
 use crate::http::finale::Finale;
+use crate::http::incoming::{Incoming, Received, TransportError};
+use crate::http::stream_io::StreamIo;
+use crate::http::tunnel::Local;
 use crate::http::upgrade::{self, Handshake};
 use crate::pool::Lease;
 use crate::pool::connector::Reuse;
 use crate::pool::h2::StreamGuard;
 
-/// In the extensions of a response by which the application agrees.
-#[derive(Debug, Clone)]
+/// The upgrade to which the application agrees.
+#[derive(Debug)]
 pub struct Switched {
     /// The protocol agreed on.
     pub agreed: HeaderValue,
     /// The application's connection, or its stream.
-    pub local: OnUpgrade,
+    pub local: Local,
     /// How that connection may end, where it is one of HTTP/1.1.
     pub finale: Option<Finale>,
 }
@@ -42,7 +44,7 @@ pub async fn ask(
     head: Parts,
     token: &HeaderValue,
     client: Version,
-) -> Result<Exchanged, ProxyError> {
+) -> Result<(Exchanged, Option<Switched>), ProxyError> {
     let (http2, declared) = match port.protocol {
         Protocol::Http1 => (false, true),
         Protocol::Http2 | Protocol::Grpc => (true, true),
@@ -62,7 +64,7 @@ async fn over_http1(
     port: &ServedPort,
     mut head: Parts,
     token: &HeaderValue,
-) -> Result<Exchanged, ProxyError> {
+) -> Result<(Exchanged, Option<Switched>), ProxyError> {
     let handshake = upgrade::ask_http1(&mut head, token, rand());
     // A new one: it is used up, and there is no doubt whether the application closed it meanwhile.
     let mut connection = port.app.connect().await?;
@@ -71,15 +73,18 @@ async fn over_http1(
     let mut response = match connection.send(request).await {
         Ok(response) => response,
         Err(failed) if failed.unsent.is_some() => return Err(ProxyError::AppUnsent(port.app.address())),
-        Err(failed) => return Err(reset(port, failed.error)),
+        Err(failed) => return Err(reset(port, failed.error.into())),
     };
+    let mut switched = None;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let agreed = response.headers().get(UPGRADE).unwrap_or(token).clone();
         let finale = Some(connection.finale().clone());
-        agree(port, &mut response, &handshake, (agreed, finale))?;
+        settle(port, &mut response, &handshake)?;
+        let local = Local::Upgrading(hyper::upgrade::on(&mut response));
+        switched = Some(Switched { agreed, local, finale });
     }
     let lease = Lease::Http1 { pool: port.app.clone(), connection, request: None };
-    Ok((response, lease, handed))
+    Ok(((response.map(|body: Library| body.into()), lease, handed), switched))
 }
 
 /// A stream to an application that takes extended CONNECT.
@@ -97,35 +102,37 @@ async fn over_http2(
     mut head: Parts,
     token: &HeaderValue,
     stream: StreamGuard,
-) -> Result<Exchanged, ProxyError> {
+) -> Result<(Exchanged, Option<Switched>), ProxyError> {
     let handshake = upgrade::ask_http2(&mut head, token);
     let handed = Instant::now();
     stream.connection().mark_used();
-    let request = h2_request(head, Body::Empty);
-    let mut response =
-        stream.connection().sender().send_request(request).await.map_err(|error| reset(port, error))?;
-    // The HTTP library knows no other consent to a CONNECT.
-    if response.status() == StatusCode::OK {
-        agree(port, &mut response, &handshake, (token.clone(), None))?;
+    let request = h2_request(head, Body::Empty).map(|_| ());
+    let opening = stream.connection().sender().open(request).await;
+    let (mut response, sending) = opening.map_err(|error| reset(port, error.into()))?;
+    // Nothing else is consent to a CONNECT.
+    if response.status() != StatusCode::OK {
+        drop(sending);
+        let (head, body) = response.into_parts();
+        let body = Incoming::Stream(Received::new(body, &head.headers));
+        return Ok(((Response::from_parts(head, body), Lease::H2(stream), handed), None));
     }
-    Ok((response, Lease::H2(stream), handed))
+    settle(port, &mut response, &handshake)?;
+    let (head, receiving) = response.into_parts();
+    let local = Local::Stream(StreamIo::new(sending, receiving));
+    let switched = Switched { agreed: token.clone(), local, finale: None };
+    let response = Response::from_parts(head, Incoming::Nothing);
+    Ok(((response, Lease::H2(stream), handed), Some(switched)))
 }
 
-fn agree(
-    port: &ServedPort,
-    response: &mut Response<Incoming>,
-    handshake: &Handshake,
-    (agreed, finale): (HeaderValue, Option<Finale>),
-) -> Result<(), ProxyError> {
-    if !handshake.settle(response.headers_mut()) {
-        return Err(ProxyError::AppSwitched(port.app.address()));
+fn settle<B>(port: &ServedPort, response: &mut Response<B>, handshake: &Handshake) -> Result<(), ProxyError> {
+    if handshake.settle(response.headers_mut()) {
+        Ok(())
+    } else {
+        Err(ProxyError::AppSwitched(port.app.address()))
     }
-    let local = hyper::upgrade::on(&mut *response);
-    response.extensions_mut().insert(Switched { agreed, local, finale });
-    Ok(())
 }
 
-fn reset(port: &ServedPort, source: hyper::Error) -> ProxyError {
+fn reset(port: &ServedPort, source: TransportError) -> ProxyError {
     ProxyError::AppReset { address: port.app.address(), source }
 }
 

@@ -5,16 +5,15 @@ use std::time::{Duration, Instant, SystemTime};
 
 use http::header::RETRY_AFTER;
 use http::{HeaderMap, HeaderValue, Request, Response};
-use hyper::body::Incoming;
-use rustls::AlertDescription;
 
 use super::call::Call;
 use super::retry::Sent;
 use super::watch::Watch;
 use crate::balance::FailureKind;
-use crate::error::{Delivery, ProxyError, cause};
+use crate::error::{Delivery, ProxyError};
 use crate::http::body::Body;
 use crate::http::headers;
+use crate::http::incoming::Incoming;
 use crate::policy::backoff::{self, Asked};
 use crate::policy::classify::classify;
 use crate::policy::deadline;
@@ -178,34 +177,36 @@ async fn exchange(
         };
         let endpoint = watch.endpoint().as_ref();
         let was_used = stream.connection().mark_used();
-        let mut sender = stream.connection().sender();
         let sent = Instant::now();
         let answer = tokio::select! {
-            answer = sender.try_send_request(request) => answer,
+            answer = stream.connection().sender().send(request, &call.shared.tasks) => answer,
             error = too_late(call, started, endpoint) => {
                 stream.suspect();
                 return Err(error);
             }
         };
-        let mut failed = match answer {
+        let failed = match answer {
             Ok(response) => return Ok((response, stream, sent.elapsed())),
             Err(failed) => failed,
         };
         let address = endpoint.address;
         // One stream's end is no reason to give up the connection for the others.
-        let stream_only = cause::<h2::Error>(failed.error()).is_some_and(h2::Error::is_reset);
+        let stream_only = failed.error.is_reset();
         if !stream_only {
             stream.connection().close();
         }
-        match failed.take_message() {
+        match failed.unsent {
+            _ if stream.connection().certificate_refused() => {
+                return Err(ProxyError::CertificateRefused(address));
+            }
             // A connection that had grown stale: the endpoint itself has not been tried yet.
-            _ if certificate_refused(failed.error()) => return Err(ProxyError::CertificateRefused(address)),
             Some(unsent) if was_used && !again => (request, again) = (unsent, true),
             Some(_) => return Err(ProxyError::Unsent(address)),
-            None if pool::undelivered(failed.error()) => {
-                return Err(ProxyError::Refused { address, source: failed.into_error() });
+            None if failed.never_sent => return Err(ProxyError::Unsent(address)),
+            None if pool::undelivered(&failed.error) => {
+                return Err(ProxyError::Refused { address, source: failed.error.into() });
             }
-            None => return Err(ProxyError::Reset { address, stream_only, source: failed.into_error() }),
+            None => return Err(ProxyError::Reset { address, stream_only, source: failed.error.into() }),
         }
     }
 }
@@ -289,22 +290,4 @@ fn cut(call: &Call<'_>, started: Instant, endpoint: &Endpoint) -> ProxyError {
         (Some((_, false)), Some(limit)) => ProxyError::TryTimeout { address: endpoint.address, limit },
         _ => ProxyError::DeadlineExceeded,
     }
-}
-
-/// Whether the peer refused our certificate. In TLS 1.3 its verdict arrives after our handshake is
-/// done, as an alert before any application data.
-fn certificate_refused(error: &hyper::Error) -> bool {
-    let Some(rustls::Error::AlertReceived(alert)) = cause::<rustls::Error>(error) else { return false };
-    matches!(
-        alert,
-        AlertDescription::BadCertificate
-            | AlertDescription::UnsupportedCertificate
-            | AlertDescription::CertificateRevoked
-            | AlertDescription::CertificateExpired
-            | AlertDescription::CertificateUnknown
-            | AlertDescription::UnknownCA
-            | AlertDescription::AccessDenied
-            | AlertDescription::DecryptError
-            | AlertDescription::CertificateRequired
-    )
 }

@@ -9,7 +9,7 @@ use outrigger_common::name::ServiceName;
 
 use super::policy::CallPolicy;
 use super::watch::Watch;
-use crate::balance::Ask;
+use crate::balance::{Ask, Group};
 use crate::control::destination::{Destination, Settings};
 use crate::control::snapshot::Entry;
 use crate::error::ProxyError;
@@ -29,6 +29,8 @@ pub struct Call<'a> {
     pub service: &'a ServiceName,
     /// Its port.
     pub port: u16,
+    /// Its endpoints in the snapshot of this version, where they were looked up already.
+    pub found: Option<(u64, &'a Arc<Group<Endpoint>>)>,
     /// Where its metrics go.
     pub edge: &'a Arc<Edge>,
     /// Limits and budget of that port.
@@ -120,8 +122,13 @@ impl Call<'_> {
     /// Picks from the newest set: a retry must not pick the dead.
     fn pick_but(&self, tried: &dyn Fn(&Endpoint) -> bool) -> Option<Watch> {
         let snapshot = self.shared.directory.load();
-        let Some(Entry::Known(service)) = snapshot.service(self.service.as_str()) else { return None };
-        let endpoints = &service.port(self.port)?.endpoints;
+        let endpoints = match self.found {
+            Some((version, endpoints)) if version == snapshot.version => endpoints,
+            Some(_) | None => match snapshot.service(self.service.as_str()) {
+                Some(Entry::Known(service)) => &service.port(self.port)?.endpoints,
+                Some(Entry::Unknown) | None => return None,
+            },
+        };
         let other = |candidate: &Endpoint| self.workload.is_some_and(|one| one != &*candidate.workload);
         let ask = Ask { tried: &|candidate| tried(candidate) || other(candidate), hash: self.terms.hash };
         let now = Instant::now();

@@ -1,7 +1,7 @@
 //! Where a request goes, and what governs it on the way: the service its authority names, the rule
 //! that matches, the backend that the rule chooses.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use fastrand::Rng;
 use http::header::HOST;
@@ -13,7 +13,7 @@ use super::destination::{self, Destination};
 use super::entry::Target;
 use super::policy::CallPolicy;
 use crate::control::compile::Governed;
-use crate::control::snapshot::{Service, ServicePort, Snapshot};
+use crate::control::snapshot::{Entry, Service, ServicePort, Snapshot};
 use crate::error::ProxyError;
 use crate::http::headers;
 use crate::route::DEFAULT_ROUTE;
@@ -28,6 +28,33 @@ use crate::telemetry::metrics::Direction;
 /// The destination's label where the client named nothing the registry knows: a client must not
 /// choose labels.
 const UNKNOWN: &str = "unknown";
+
+/// Where the last request of a connection was addressed to: the next one nearly always is as well.
+#[derive(Debug, Default)]
+pub struct Recent(Mutex<Option<Last>>);
+
+#[derive(Debug)]
+struct Last {
+    authority: Box<str>,
+    /// Of the snapshot that the service is from.
+    version: u64,
+    service: Arc<Service>,
+    port: u16,
+}
+
+impl Recent {
+    /// What `authority` names, if the last request named it and the snapshot is the same.
+    fn get(&self, authority: &str, version: u64) -> Option<(Arc<Service>, u16)> {
+        let last = self.0.lock().expect("no holder of this lock panics");
+        let last = last.as_ref().filter(|last| last.version == version && *last.authority == *authority)?;
+        Some((last.service.clone(), last.port))
+    }
+
+    fn set(&self, authority: &str, version: u64, (service, port): (&Arc<Service>, u16)) {
+        let last = Last { authority: authority.into(), version, service: service.clone(), port };
+        *self.0.lock().expect("no holder of this lock panics") = Some(last);
+    }
+}
 
 /// The service a request is addressed to.
 pub struct Addressed<'a> {
@@ -78,7 +105,7 @@ pub fn nowhere(shared: &Shared) -> Arc<Edge> {
 pub async fn addressed<'a>(
     shared: &'a Shared,
     snapshot: &Snapshot,
-    target: &'a Target,
+    (target, recent): (&'a Target, &Recent),
     head: &mut Parts,
 ) -> Result<Addressed<'a>, ProxyError> {
     if head.method == Method::CONNECT {
@@ -96,6 +123,10 @@ pub async fn addressed<'a>(
             "{authority}: this sidecar has no certificate yet"
         )));
     };
+    let named = *target == Target::Named;
+    if named && let Some((service, port)) = recent.get(authority, snapshot.version) {
+        return Ok(Addressed { caller, service, port, workload: None });
+    }
     let (name, port) = match target.service() {
         // Where the connection goes, its requests go, whatever host they are for.
         Some((name, port)) => (name.clone(), port),
@@ -104,6 +135,10 @@ pub async fn addressed<'a>(
     let service = shared.directory.find(snapshot, &name, shared.config.timeouts.discovery).await?;
     if service.port(port).is_none() {
         return Err(ProxyError::UnknownPort { service: name.to_string(), port });
+    }
+    // Not one that was asked for just now: it is of a later snapshot.
+    if named && matches!(snapshot.service(name.as_str()), Some(Entry::Known(_))) {
+        recent.set(authority, snapshot.version, (&service, port));
     }
     Ok(Addressed { caller, service, port, workload: target.workload() })
 }

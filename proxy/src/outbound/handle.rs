@@ -13,7 +13,7 @@ use hyper::upgrade::OnUpgrade;
 
 use super::call::{Call, Payload, Terms};
 use super::entry::Target;
-use super::find::{self, Addressed, Decision, Way};
+use super::find::{self, Addressed, Decision, Recent, Way};
 use super::retry::{self, Sent};
 use super::{connect, mirror, terms};
 use crate::control::snapshot::Snapshot;
@@ -22,7 +22,7 @@ use crate::http::body::{Body, Ending, Held, ResponseBody, Times};
 use crate::http::finale::Finale;
 use crate::http::headers;
 use crate::http::replay::Replay;
-use crate::http::tunnel::{Feed, Tunnel};
+use crate::http::tunnel::{Feed, Local, Tunnel};
 use crate::http::upgrade::{self, Asked};
 use crate::policy::limit::BoundPermit;
 use crate::pool::Lease;
@@ -36,13 +36,25 @@ use crate::telemetry::metrics::WireProtocol;
 use crate::telemetry::record::{RequestRecord, Spoken};
 use crate::telemetry::trace::TraceContext;
 
-/// Carries one request of the application to another sidecar and the response back. Its connection comes
-/// from `from`, goes to `target` and ends as its finale says.
+/// A connection of the application that requests come on.
+pub struct Origin {
+    /// The application's end of it.
+    pub from: SocketAddr,
+    /// Where it goes.
+    pub target: Target,
+    /// How it may end.
+    pub finale: Finale,
+    /// Where its last request went.
+    pub recent: Recent,
+}
+
+/// Carries one request of the application to another sidecar and the response back.
 pub async fn handle(
     shared: &Arc<Shared>,
-    (from, target, finale): (SocketAddr, &Target, &Finale),
+    origin: &Origin,
     mut request: Request<Incoming>,
 ) -> Response<Body> {
+    let Origin { from, ref target, ref finale, ref recent } = *origin;
     let at = Instant::now();
     let snapshot = shared.directory.load_full(); // once: one request, one view
     let trace = TraceContext::from_headers(request.headers(), shared.sampling(&snapshot));
@@ -63,7 +75,7 @@ pub async fn handle(
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         return response;
     }
-    let addressed = match find::addressed(shared, &snapshot, target, &mut head).await {
+    let addressed = match find::addressed(shared, &snapshot, (target, recent), &mut head).await {
         Ok(addressed) => addressed,
         Err(error) => return refuse(&error, find::nowhere(shared)),
     };
@@ -174,10 +186,10 @@ async fn forward(
     let http1 = head.version != Version::HTTP_2;
     let (service, port) = addressed.target(shared, snapshot, decision).await?;
     let policy = decision.policy();
-    let destination = match service.port(port) {
-        Some(port) => &port.destination,
-        None => return Err(ProxyError::UnknownPort { service: service.name.to_string(), port }),
+    let Some(found) = service.port(port) else {
+        return Err(ProxyError::UnknownPort { service: service.name.to_string(), port });
     };
+    let destination = &found.destination;
     let settings = destination.settings();
     // Before the head becomes ours: the client's own words on deadlines and hashing.
     let mut terms = terms::of(shared, &head, policy, record, at);
@@ -216,6 +228,7 @@ async fn forward(
         shared,
         service: &service.name,
         port,
+        found: Some((snapshot.version, &found.endpoints)),
         edge: &decision.edge,
         destination,
         settings,
@@ -315,7 +328,7 @@ fn respond(
             let mut response = Response::from_parts(head, Body::Empty);
             upgrade::agree(&asked, &agreed, &mut response);
             let finale = Some(finale.clone()).filter(|_| !asked.extended);
-            let tunnel = Tunnel { local: asked.on, finale, feed, remote: upstream, idle, ending };
+            let tunnel = Tunnel { local: Local::Upgrading(asked.on), finale, feed, remote: upstream, idle, ending };
             tunnel.spawn(&shared.tasks, response.status());
             return response;
         }

@@ -82,6 +82,7 @@ async fn deliver(shared: &Shared, edge: &Arc<Edge>, mut copy: Copy) -> Result<()
         shared,
         service: &service.name,
         port: copy.port,
+        found: None,
         edge,
         destination: &port.destination,
         settings: port.destination.settings(),

@@ -8,13 +8,13 @@
 use std::time::{Duration, Instant};
 
 use http::Response;
-use hyper::body::Incoming;
 
 use super::attempt::{self, Outcome, Wish};
 use super::call::{Call, Tried};
 use super::hedge;
 use super::watch::Watch;
 use crate::error::ProxyError;
+use crate::http::incoming::Incoming;
 use crate::policy::backoff::{Asked, Backoff};
 use crate::pool::h2::StreamGuard;
 use crate::telemetry::metrics::{RetryOutcome, RetryReason};

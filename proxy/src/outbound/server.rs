@@ -14,7 +14,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::entry::Target;
-use super::handle;
+use super::find::Recent;
+use super::handle::{self, Origin};
 use crate::http::exec::Executor;
 use crate::http::finale::{Abrupt, Finale};
 use crate::http::window;
@@ -58,14 +59,16 @@ async fn serve_http<Io: Stream>(
     (from, target, version): (SocketAddr, Target, Version),
     finale: &Finale,
 ) {
-    let (spoken, target) = (AtomicBool::new(false), Arc::new(target));
+    let spoken = AtomicBool::new(false);
+    let origin = Origin { from, target, finale: finale.clone(), recent: Recent::default() };
+    let origin = Arc::new(origin);
     let service = service_fn(|request: Request<Incoming>| {
         spoken.store(true, Ordering::Relaxed);
-        let (shared, target, finale) = (shared.clone(), target.clone(), finale.clone());
+        let (shared, origin) = (shared.clone(), origin.clone());
         // Boxed: hyper keeps room for it on idle connections.
         Box::pin(async move {
-            let response = handle::handle(&shared, (from, &target, &finale), request).await;
-            finale.answers();
+            let response = handle::handle(&shared, &origin, request).await;
+            origin.finale.answers();
             Ok::<_, Infallible>(response)
         })
     });

@@ -143,6 +143,11 @@ impl AppPool {
         Self { address, limits, tasks, idle: Mutex::new(Vec::new()), h2: h2::Set::default(), h2_limits }
     }
 
+    /// Where its connections' tasks run.
+    pub fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+
     /// Longest time to connect.
     pub fn connect_limit(&self) -> Duration {
         self.limits.connect

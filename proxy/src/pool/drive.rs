@@ -1,20 +1,21 @@
 //! Starts an HTTP/2 connection and drives it to its end.
 
+use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use bytes::Bytes;
+use h2::{Ping, PingPong};
 use outrigger_common::tasks::Tasks;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 
 use super::h2::{Closing, Connection};
 use super::jittered;
 use super::pulse::{Heard, Pulse};
-use crate::http::body::Body;
+use super::sending::Sender;
 use crate::http::window;
 
 /// With requests under way, a peer that is silent for this long is sent a PING (RFC 9113 section 6.7).
@@ -38,30 +39,28 @@ pub struct Terms {
     pub pings: bool,
 }
 
-type Wire = Pin<Box<dyn Future<Output = ()> + Send>>;
-type Dispatch<Io> = http2::Connection<TokioIo<Heard<Io>>, Body, Inline>;
-
 /// Starts HTTP/2 on a fresh byte stream and a task that drives it.
+///
+/// The h2 library is spoken to without the HTTP library's client around it: that hands each request to the
+/// connection's task over a channel, and spawns a task to wait for each response.
 ///
 /// # Errors
 /// When the preface cannot be written.
-pub async fn handshake<Io>(io: Io, terms: Terms, tasks: &Tasks) -> hyper::Result<Arc<Connection>>
+pub async fn handshake<Io>(io: Io, terms: Terms, tasks: &Tasks) -> Result<Arc<Connection>, h2::Error>
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (io, pulse) = Heard::new(io);
-    let inline = Inline { tasks: tasks.clone(), slot: Arc::new(Mutex::new(Slot::Open)) };
-    let (sender, dispatch) = http2::Builder::new(inline.clone())
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(window::STREAM)
+    let (requests, mut wire) = h2::client::Builder::new()
+        .enable_push(false)
+        .initial_window_size(window::STREAM)
         .initial_connection_window_size(window::CONNECTION)
         .max_header_list_size(u32::try_from(terms.header_bytes).unwrap_or(u32::MAX))
-        .keep_alive_interval(terms.pings.then_some(PING_AFTER))
-        .keep_alive_timeout(PING_ANSWER)
-        .handshake(TokioIo::new(io))
+        .handshake::<_, Bytes>(io)
         .await?;
-    let connection = Arc::new(Connection::new(sender, pulse.clone(), terms.pings));
-    let driver = Driver { dispatch: Some(dispatch), wire: inline.taken(), pulse };
+    let connection = Arc::new(Connection::new(Sender::new(requests), pulse.clone(), terms.pings));
+    let beat = wire.ping_pong().filter(|_| terms.pings).map(|pings| Beat::new(pings, pulse.clone()));
+    let driver = Driver { wire, beat, pulse };
     let watched = Arc::downgrade(&connection);
     tasks.spawn("h2 connection", async move {
         tokio::select! {
@@ -76,98 +75,87 @@ where
     Ok(connection)
 }
 
-/// hyper's executor that keeps the first future, which reads and writes the connection, to be driven
-/// together with the one that hands requests to it. hyper asks "may I send?", sends, and asks again; in
-/// two tasks, a GOAWAY that arrives in between makes it report a request as failed by GOAWAY that
-/// has been sent, and [`super::undelivered`] would no longer prove anything. It also saves a wake-up.
-#[derive(Clone)]
-struct Inline {
-    tasks: Tasks,
-    slot: Arc<Mutex<Slot>>,
-}
-
-enum Slot {
-    Open,
-    Kept(Wire),
-    Closed,
-}
-
-impl Inline {
-    fn taken(&self) -> Option<Wire> {
-        match std::mem::replace(&mut *self.lock(), Slot::Closed) {
-            Slot::Kept(wire) => Some(wire),
-            Slot::Open | Slot::Closed => None,
-        }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Slot> {
-        self.slot.lock().expect("no holder of this lock panics")
-    }
-}
-
-impl<F> hyper::rt::Executor<F> for Inline
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    fn execute(&self, future: F) {
-        let mut slot = self.lock();
-        if matches!(*slot, Slot::Open) {
-            *slot = Slot::Kept(Box::pin(future));
-        } else {
-            drop(slot);
-            self.tasks.spawn("http", future);
-        }
-    }
-}
-
-/// Both halves of a connection; each is dropped when it ends, which tells the other.
+/// Reads and writes a connection.
 struct Driver<Io>
 where
-    Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    Io: AsyncRead + AsyncWrite + Unpin,
 {
-    dispatch: Option<Dispatch<Io>>,
-    wire: Option<Wire>,
+    wire: h2::client::Connection<Heard<Io>, Bytes>,
+    beat: Option<Beat>,
     pulse: Arc<Pulse>,
 }
 
 impl<Io> Driver<Io>
 where
-    Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    Io: AsyncRead + AsyncWrite + Unpin,
 {
-    /// Until the last stream is done and the byte stream closed.
+    /// Until the last stream is done and the byte stream closed, or the peer has answered no PING. What is
+    /// under way then fails as with a broken connection.
     async fn run(mut self, watched: &Weak<Connection>) {
-        std::future::poll_fn(|context| self.poll(context, watched)).await;
+        poll_fn(|context| {
+            if let Poll::Ready(result) = Pin::new(&mut self.wire).poll(context) {
+                if let Err(error) = result {
+                    tracing::debug!(%error, "connection ended");
+                }
+                return Poll::Ready(());
+            }
+            self.pulse.admits(self.wire.max_concurrent_send_streams());
+            match &mut self.beat {
+                Some(beat) => beat.poll(context, watched),
+                None => Poll::Pending,
+            }
+        })
+        .await;
+        if let Some(connection) = watched.upgrade() {
+            connection.close();
+        }
+    }
+}
+
+/// Sends PINGs to a peer that is silent while it is waited for.
+struct Beat {
+    pings: PingPong,
+    pulse: Arc<Pulse>,
+    look: Pin<Box<Sleep>>,
+    /// When the PING that is not answered was sent.
+    asked: Option<Instant>,
+}
+
+impl Beat {
+    fn new(pings: PingPong, pulse: Arc<Pulse>) -> Self {
+        Self { pings, pulse, look: Box::pin(tokio::time::sleep(PING_AFTER)), asked: None }
     }
 
+    /// Ready when the peer has not answered in time. Any byte from it is an answer.
     fn poll(&mut self, context: &mut Context<'_>, watched: &Weak<Connection>) -> Poll<()> {
-        // Requests first, so that the same turn writes them.
-        if let Some(dispatch) = &mut self.dispatch
-            && let Poll::Ready(result) = Pin::new(dispatch).poll(context)
-        {
-            if let Err(error) = result {
-                tracing::debug!(%error, "connection ended");
-            }
-            self.dispatch = None;
-            if let Some(connection) = watched.upgrade() {
-                connection.close();
-            }
+        // So that another may be sent.
+        let _pong = self.pings.poll_pong(context);
+        while self.look.as_mut().poll(context).is_ready() {
+            let (now, heard) = (Instant::now(), self.pulse.heard());
+            let waiting = watched.upgrade().is_some_and(|connection| connection.is_waiting());
+            let next = match self.asked {
+                Some(asked) if heard <= asked => {
+                    if now >= asked + PING_ANSWER {
+                        tracing::debug!("no answer to a PING");
+                        return Poll::Ready(());
+                    }
+                    asked + PING_ANSWER
+                }
+                _ if waiting && now >= heard + PING_AFTER => {
+                    // One that is under way counts as this one.
+                    let _under_way = self.pings.send_ping(Ping::opaque());
+                    self.asked = Some(now);
+                    now + PING_ANSWER
+                }
+                _ => {
+                    self.asked = None;
+                    // With the first request the peer may have been silent for long.
+                    if waiting { heard + PING_AFTER } else { now + PING_AFTER / 2 }
+                }
+            };
+            self.look.as_mut().reset(next);
         }
-        if let Some(wire) = &mut self.wire
-            && wire.as_mut().poll(context).is_ready()
-        {
-            self.wire = None;
-            // The other half learns of it by being asked once more.
-            context.waker().wake_by_ref();
-        }
-        match (&self.dispatch, &self.wire) {
-            (None, None) => Poll::Ready(()),
-            (Some(dispatch), _) => {
-                let extended = dispatch.is_extended_connect_protocol_enabled();
-                self.pulse.admits(dispatch.current_max_send_streams(), extended);
-                Poll::Pending
-            }
-            (None, Some(_)) => Poll::Pending,
-        }
+        Poll::Pending
     }
 }
 

@@ -4,13 +4,12 @@
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::Duration;
 
-use hyper::client::conn::http2;
 use tokio::time::Instant;
 
 use super::connector::{Limits, Reuse};
 use super::pulse::Pulse;
+use super::sending::Sender;
 use crate::error::ProxyError;
-use crate::http::body::Body;
 use crate::policy::limit::BoundPermit;
 
 /// Streams before another connection is opened, well below the 250 another sidecar admits: a request
@@ -31,7 +30,7 @@ const IDLE_LOOK: Duration = Duration::from_secs(30);
 /// One HTTP/2 connection.
 #[derive(Debug)]
 pub struct Connection {
-    sender: http2::SendRequest<Body>,
+    sender: Sender,
     pulse: Arc<Pulse>,
     state: Mutex<State>,
     /// Where it is kept, to be let go of when it closes.
@@ -166,7 +165,7 @@ impl State {
 impl Connection {
     /// A connection whose `pulse` is kept by its byte stream; `pings`: a peer that stays silent is sent
     /// PINGs.
-    pub(super) fn new(sender: http2::SendRequest<Body>, pulse: Arc<Pulse>, pings: bool) -> Self {
+    pub(super) fn new(sender: Sender, pulse: Arc<Pulse>, pings: bool) -> Self {
         let state = Mutex::new(State::new(pings, Instant::now()));
         Self { sender, pulse, state, home: OnceLock::new() }
     }
@@ -183,7 +182,7 @@ impl Connection {
     }
 
     /// A handle to send one request with.
-    pub fn sender(&self) -> http2::SendRequest<Body> {
+    pub fn sender(&self) -> Sender {
         self.sender.clone()
     }
 
@@ -193,13 +192,23 @@ impl Connection {
     pub async fn takes_extended_connect(&self, limit: Duration) -> bool {
         let until = Instant::now() + limit;
         while !self.sender.is_closed() && Instant::now() < until {
-            if let Some(takes) = self.pulse.extended_connect() {
-                return takes;
+            if self.pulse.settled() {
+                return self.sender.extended_connect();
             }
             // Once a connection, for a round trip on this machine: not worth a wake-up of its own.
             tokio::time::sleep(SETTINGS_LOOK).await;
         }
         false
+    }
+
+    /// Whether the peer refused our certificate: its verdict comes after the handshake.
+    pub fn certificate_refused(&self) -> bool {
+        self.pulse.certificate_refused()
+    }
+
+    /// Whether a request is under way.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.state().streams > 0
     }
 
     /// Whether it had carried a request before; says so from now on.

@@ -6,6 +6,7 @@ pub mod drive;
 pub mod h2;
 pub mod mesh;
 pub mod pulse;
+pub mod sending;
 
 #[cfg(test)]
 mod tests;
@@ -13,7 +14,6 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::cause;
 use crate::http::replay::Replay;
 
 /// A connection in use by one request; give it back after the response's last byte. Dropped instead,
@@ -52,15 +52,12 @@ fn jittered(age: Duration) -> Duration {
 
 /// Whether a request that failed so provably never reached an application: the peer refused its
 /// stream before doing anything with it (RFC 9113 section 8.7), or closed the connection and said with
-/// its GOAWAY that this stream is above the last one it will look at (section 6.8). What hyper gives back
-/// unsent is not asked about here: there is a request to take from the error.
+/// its GOAWAY that this stream is above the last one it will look at (section 6.8).
 ///
 /// An error of GOAWAY that came from the peer is set by h2 on streams above the last one alone; those
-/// at or below it go on, and end with an I/O error if the connection does. hyper adds requests that
-/// it had not yet handed to h2. That it adds no other rests on [`drive`] keeping a connection to one
-/// task. Any other reset proves nothing, nor does a connection that breaks.
-pub fn undelivered(error: &hyper::Error) -> bool {
-    let Some(error) = cause::<::h2::Error>(error) else { return false };
+/// at or below it go on, and end with an I/O error if the connection does. Any other reset proves
+/// nothing, nor does a connection that breaks.
+pub fn undelivered(error: &::h2::Error) -> bool {
     let refused = error.is_reset() && error.reason() == Some(::h2::Reason::REFUSED_STREAM);
     error.is_remote() && (error.is_go_away() || refused)
 }

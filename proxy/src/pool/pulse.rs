@@ -4,10 +4,11 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use rustls::AlertDescription;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -17,10 +18,6 @@ use tokio::time::Instant;
 /// (`tcp_retries2`). As long as an HTTP/2 PING may take from the first silence, so that both find a
 /// black hole at the same time.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(5);
-
-const UNKNOWN: u8 = 0;
-const NO: u8 = 1;
-const YES: u8 = 2;
 
 /// What is known of the peer of one connection.
 #[derive(Debug)]
@@ -32,16 +29,18 @@ pub struct Pulse {
     reads: AtomicU64,
     /// `SETTINGS_MAX_CONCURRENT_STREAMS`, as far as it is known.
     streams: AtomicUsize,
-    /// `SETTINGS_ENABLE_CONNECT_PROTOCOL`: one of [`UNKNOWN`], [`NO`] and [`YES`].
-    connect: AtomicU8,
+    /// The peer ended TLS with an alert about our certificate.
+    refused: AtomicBool,
+    /// Its settings are here.
+    settled: AtomicBool,
 }
 
 impl Pulse {
     /// Of a peer that has just been connected to.
     pub fn new(now: Instant) -> Self {
         let (heard, reads) = (AtomicU64::new(0), AtomicU64::new(0));
-        let connect = AtomicU8::new(UNKNOWN);
-        Self { born: now, heard, reads, streams: AtomicUsize::new(usize::MAX), connect }
+        let (refused, settled) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { born: now, heard, reads, refused, streams: AtomicUsize::new(usize::MAX), settled }
     }
 
     /// When a byte last came from the peer; at first, when it was connected to.
@@ -59,20 +58,23 @@ impl Pulse {
         self.streams.load(Ordering::Relaxed)
     }
 
-    /// Whether the peer takes extended CONNECT (RFC 8441 section 3); `None` before it has said anything.
-    pub fn extended_connect(&self) -> Option<bool> {
-        match self.connect.load(Ordering::Relaxed) {
-            UNKNOWN => None,
-            known => Some(known == YES),
-        }
+    /// Whether the peer's settings are here: they are the first thing that comes from it (RFC 9113 section
+    /// 3.4).
+    pub fn settled(&self) -> bool {
+        self.settled.load(Ordering::Relaxed)
     }
 
-    /// Takes over what the peer admits: streams, and whether extended CONNECT. Its settings are the first
-    /// thing that comes from it (RFC 9113 section 3.4).
-    pub(super) fn admits(&self, streams: usize, extended_connect: bool) {
+    /// Whether the peer refused our certificate. In TLS 1.3 its verdict arrives after our handshake is done,
+    /// as an alert before any application data.
+    pub fn certificate_refused(&self) -> bool {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// Takes over how many streams the peer admits, after what was read has been looked at.
+    pub(super) fn admits(&self, streams: usize) {
         self.streams.store(streams, Ordering::Relaxed);
         if self.reads() > 0 {
-            self.connect.store(if extended_connect { YES } else { NO }, Ordering::Relaxed);
+            self.settled.store(true, Ordering::Relaxed);
         }
     }
 
@@ -108,9 +110,31 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Heard<Io> {
         let read = Pin::new(&mut self.io).poll_read(context, buffer);
         if buffer.filled().len() > before {
             self.pulse.beat();
+        } else if let Poll::Ready(Err(error)) = &read
+            && is_refusal(error)
+        {
+            self.pulse.refused.store(true, Ordering::Relaxed);
         }
         read
     }
+}
+
+/// Whether an alert is about our certificate.
+fn is_refusal(error: &io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+    let Some(rustls::Error::AlertReceived(alert)) = inner else { return false };
+    matches!(
+        alert,
+        AlertDescription::BadCertificate
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::UnknownCA
+            | AlertDescription::AccessDenied
+            | AlertDescription::DecryptError
+            | AlertDescription::CertificateRequired
+    )
 }
 
 impl<Io: AsyncWrite + Unpin> AsyncWrite for Heard<Io> {

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
-use hyper::body::Incoming;
 use outrigger_common::tasks::Tasks;
 use tokio::io::DuplexStream;
 use tokio::sync::mpsc;
@@ -21,6 +20,7 @@ use super::drive::{self, Terms};
 use super::h2::{Connection, Set, StreamGuard};
 use crate::error::ProxyError;
 use crate::http::body::Body;
+use crate::http::incoming::Incoming;
 
 const TERMS: Terms = Terms { header_bytes: 64 << 10, max_age: Duration::from_secs(600), pings: true };
 
@@ -63,8 +63,8 @@ fn get() -> Request<Body> {
     Request::get("http://orders.shop/").body(Body::Empty).unwrap()
 }
 
-async fn send(stream: &StreamGuard) -> Result<Response<Incoming>, hyper::Error> {
-    stream.connection().sender().send_request(get()).await
+async fn send(stream: &StreamGuard) -> Result<Response<Incoming>, ::h2::Error> {
+    stream.connection().sender().send(get(), &Tasks::current()).await.map_err(|failed| failed.error)
 }
 
 /// Answers every request of every connection, admitting `streams` at once.

@@ -10,7 +10,7 @@ use crate::pool::undelivered;
 type Peer = Connection<DuplexStream, Bytes>;
 
 /// Sends one request to a peer and returns how it failed.
-async fn failure(peer: impl AsyncFnOnce(Peer, SendResponse<Bytes>)) -> hyper::Error {
+async fn failure(peer: impl AsyncFnOnce(Peer, SendResponse<Bytes>)) -> ::h2::Error {
     let (place, mut accepted) = Place::new(TERMS);
     let stream = place.acquire(&limits(), Reuse::Any).await.unwrap();
     let end = accepted.recv().await.unwrap();
@@ -60,7 +60,7 @@ async fn a_connection_that_ends_without_a_word_may_have_delivered() {
 }
 
 /// A peer of bytes: its preface, then `goaway` once a request is there, then the end.
-async fn goaway(last_stream: u32, reason: u32) -> hyper::Error {
+async fn goaway(last_stream: u32, reason: u32) -> ::h2::Error {
     let (place, mut accepted) = Place::new(TERMS);
     let stream = place.acquire(&limits(), Reuse::Any).await.unwrap();
     let mut end = accepted.recv().await.unwrap();

@@ -1,0 +1,121 @@
+//! What comes in as a body: from the HTTP library's server and HTTP/1 client, or on a stream of HTTP/2 that
+//! is driven without it.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http::header::CONTENT_LENGTH;
+use http_body::{Frame, SizeHint};
+
+/// What a connection failed with.
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    /// The HTTP library's word.
+    #[error(transparent)]
+    Library(#[from] hyper::Error),
+    /// HTTP/2's.
+    #[error("HTTP/2")]
+    Http2(#[source] h2::Error),
+    /// The byte stream's.
+    #[error("connection")]
+    Io(#[source] io::Error),
+}
+
+impl From<h2::Error> for TransportError {
+    fn from(error: h2::Error) -> Self {
+        match error.is_io().then(|| error.get_io().map(|io| io::Error::new(io.kind(), io.to_string()))) {
+            Some(Some(io)) => Self::Io(io),
+            Some(None) | None => Self::Http2(error),
+        }
+    }
+}
+
+/// A body as it comes in.
+#[derive(Debug)]
+pub enum Incoming {
+    /// There is none.
+    Nothing,
+    /// Read by the HTTP library.
+    Library(hyper::body::Incoming),
+    /// Read from a stream of HTTP/2.
+    Stream(Received),
+}
+
+/// The receiving half of a stream of HTTP/2, as a body.
+#[derive(Debug)]
+pub struct Received {
+    stream: h2::RecvStream,
+    /// What is left of the announced length.
+    left: Option<u64>,
+    data_ended: bool,
+}
+
+impl From<hyper::body::Incoming> for Incoming {
+    fn from(body: hyper::body::Incoming) -> Self {
+        Self::Library(body)
+    }
+}
+
+impl Received {
+    /// The body of a message with this head.
+    pub fn new(stream: h2::RecvStream, head: &HeaderMap) -> Self {
+        // Checked by the h2 library: it is a number, and the data's length.
+        let announced = head.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        let left = announced.or_else(|| stream.is_end_stream().then_some(0));
+        Self { stream, left, data_ended: false }
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        if !self.data_ended {
+            match ready!(self.stream.poll_data(context)) {
+                Some(Ok(data)) => {
+                    // Room for as much again; it fails where the stream is over, and needs none.
+                    let _over = self.stream.flow_control().release_capacity(data.len());
+                    self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => self.data_ended = true,
+            }
+        }
+        Poll::Ready(match ready!(self.stream.poll_trailers(context)) {
+            Ok(trailers) => trailers.map(|trailers| Ok(Frame::trailers(trailers))),
+            Err(error) => Some(Err(error)),
+        })
+    }
+}
+
+impl http_body::Body for Incoming {
+    type Data = Bytes;
+    type Error = TransportError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, TransportError>>> {
+        match self.get_mut() {
+            Self::Nothing => Poll::Ready(None),
+            Self::Library(body) => Pin::new(body).poll_frame(context).map_err(TransportError::from),
+            Self::Stream(body) => body.poll(context).map_err(TransportError::from),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Nothing => true,
+            Self::Library(body) => body.is_end_stream(),
+            Self::Stream(body) => body.stream.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Nothing => SizeHint::with_exact(0),
+            Self::Library(body) => body.size_hint(),
+            Self::Stream(body) => body.left.map_or_else(SizeHint::default, SizeHint::with_exact),
+        }
+    }
+}

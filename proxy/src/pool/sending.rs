@@ -1,0 +1,163 @@
+//! Requests on a connection of HTTP/2: the head, the body as the peer has room for it, the response head.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use h2::{Reason, RecvStream, SendStream};
+use http::header::CONTENT_LENGTH;
+use http::{HeaderValue, Method, Request, Response};
+use http_body::Body as _;
+use outrigger_common::tasks::Tasks;
+
+use crate::http::body::Body;
+use crate::http::incoming::{Incoming, Received};
+
+/// A handle to send one request with.
+#[derive(Debug, Clone)]
+pub struct Sender(SendRequest<Bytes>);
+
+/// A request without a response.
+#[derive(Debug)]
+pub struct Failed {
+    /// The request, if nothing of it was sent and it is at hand.
+    pub unsent: Option<Request<Body>>,
+    /// Nothing of it was sent.
+    pub never_sent: bool,
+    /// What HTTP/2 said.
+    pub error: h2::Error,
+}
+
+impl Sender {
+    /// Sends on the connection of `requests`.
+    pub fn new(requests: SendRequest<Bytes>) -> Self {
+        Self(requests)
+    }
+
+    /// Whether the connection takes requests no more.
+    pub fn is_closed(&self) -> bool {
+        let mut requests = self.0.clone();
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        matches!(requests.poll_ready(&mut context), Poll::Ready(Err(_)))
+    }
+
+    /// Sends a request and returns the response's head, whose body follows. What of the request's body is
+    /// still to be sent then is sent by a task.
+    ///
+    /// Cancel safety: the stream is reset with `CANCEL`.
+    ///
+    /// # Errors
+    /// The connection or the stream ended before a head.
+    pub async fn send(mut self, request: Request<Body>, tasks: &Tasks) -> Result<Response<Incoming>, Failed> {
+        if let Err(error) = poll_fn(|context| self.0.poll_ready(context)).await {
+            return Err(Failed { unsent: Some(request), never_sent: true, error });
+        }
+        let (head, body) = request.into_parts();
+        let mut head = Request::from_parts(head, ());
+        say_length(&mut head, &body);
+        let ended = body.is_end_stream();
+        let (mut answer, stream) = match self.0.send_request(head, ended) {
+            Ok(sent) => sent,
+            Err(error) => return Err(Failed { unsent: None, never_sent: true, error }),
+        };
+        let mut rest = (!ended).then(|| Rest { body, stream });
+        let answer = poll_fn(|context| {
+            if let Some(sending) = &mut rest
+                && sending.poll(context).is_ready()
+            {
+                rest = None;
+            }
+            Pin::new(&mut answer).poll(context)
+        });
+        let answer = answer.await.map_err(|error| Failed { unsent: None, never_sent: false, error })?;
+        if let Some(mut rest) = rest {
+            tasks.spawn("rest of a request", async move { poll_fn(|context| rest.poll(context)).await });
+        }
+        let (head, stream) = answer.into_parts();
+        let body = Incoming::Stream(Received::new(stream, &head.headers));
+        Ok(Response::from_parts(head, body))
+    }
+
+    /// Asks for an upgrade by extended CONNECT (RFC 8441), whose stream stays open both ways.
+    ///
+    /// Cancel safety: the stream is reset with `CANCEL`.
+    ///
+    /// # Errors
+    /// The connection or the stream ended before a head.
+    pub async fn open(
+        mut self,
+        request: Request<()>,
+    ) -> Result<(Response<RecvStream>, SendStream<Bytes>), h2::Error> {
+        poll_fn(|context| self.0.poll_ready(context)).await?;
+        let (answer, stream) = self.0.send_request(request, false)?;
+        Ok((answer.await?, stream))
+    }
+
+    /// Whether the peer takes extended CONNECT, once its settings are here.
+    pub fn extended_connect(&self) -> bool {
+        self.0.is_extended_connect_protocol_enabled()
+    }
+}
+
+/// Says how long the body is, where that is known and not said: for methods that have a body by their
+/// meaning also that there is none (RFC 9110 section 8.6).
+fn say_length(head: &mut Request<()>, body: &Body) {
+    let Some(length) = body.size_hint().exact() else { return };
+    let meant = matches!(*head.method(), Method::POST | Method::PUT | Method::PATCH);
+    if (length > 0 || meant) && !head.headers().contains_key(CONTENT_LENGTH) {
+        head.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+}
+
+/// What of a request is still to be sent.
+struct Rest {
+    body: Body,
+    stream: SendStream<Bytes>,
+}
+
+impl Rest {
+    /// Sends on, as there is room. Ready when all is sent, or nothing more can be: the response says why.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if self.stream.capacity() == 0 {
+                // Asked for ahead of the data, so that a body is not read before there is room for it.
+                self.stream.reserve_capacity(1);
+                match ready!(self.stream.poll_capacity(context)) {
+                    Some(Ok(0)) => continue,
+                    Some(Ok(_)) => {}
+                    Some(Err(_)) | None => return Poll::Ready(()),
+                }
+            } else if let Poll::Ready(_reset) = self.stream.poll_reset(context) {
+                return Poll::Ready(());
+            }
+            let frame = match ready!(Pin::new(&mut self.body).poll_frame(context)) {
+                Some(Ok(frame)) => frame,
+                Some(Err(_)) => {
+                    self.stream.send_reset(Reason::INTERNAL_ERROR);
+                    return Poll::Ready(());
+                }
+                None => {
+                    let _over = self.stream.send_data(Bytes::new(), true);
+                    return Poll::Ready(());
+                }
+            };
+            match frame.into_data() {
+                Ok(data) => {
+                    let last = self.body.is_end_stream();
+                    if self.stream.send_data(data, last).is_err() || last {
+                        return Poll::Ready(());
+                    }
+                }
+                Err(frame) => {
+                    self.stream.reserve_capacity(0);
+                    if let Ok(trailers) = frame.into_trailers() {
+                        let _over = self.stream.send_trailers(trailers);
+                    }
+                    return Poll::Ready(());
+                }
+            }
+        }
+    }
+}
