@@ -9,7 +9,7 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, Ordering};
 use std::task::{Context, Poll, ready};
 
 use http::StatusCode;
@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Semaphore;
 
 use super::refusal;
-use crate::io::Stream;
+use crate::io::{Prefixed, Stream};
 
 /// The connection says itself where its messages end.
 const FRAMED: u8 = 0;
@@ -37,6 +37,8 @@ struct State {
     answers: AtomicU32,
     /// The status of an answer that was nobody's, else 0.
     refused: AtomicU16,
+    /// The last write could not be made at once.
+    blocked: AtomicBool,
     /// Closed when the byte stream is gone.
     gone: Semaphore,
 }
@@ -55,6 +57,11 @@ impl Finale {
     /// An answer of ours is about to be written.
     pub fn answers(&self) {
         self.0.answers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether there may be bytes that are not written yet.
+    pub fn is_blocked(&self) -> bool {
+        self.0.blocked.load(Ordering::Relaxed)
     }
 
     /// The status with which the HTTP library refused by itself, if it did.
@@ -93,6 +100,7 @@ impl<Io: Stream> Abrupt<Io> {
             form: AtomicU8::new(FRAMED),
             answers: AtomicU32::new(0),
             refused: AtomicU16::new(0),
+            blocked: AtomicBool::new(false),
             gone: Semaphore::new(0),
         };
         let finale = Finale(Arc::new(state));
@@ -118,6 +126,13 @@ impl<Io: Stream> Abrupt<Io> {
                 self.io.relent();
             }
         }
+    }
+}
+
+impl<Io: Stream> Abrupt<Prefixed<Io>> {
+    /// Puts bytes that were read in front again.
+    pub fn put_back(&mut self, bytes: Vec<u8>) {
+        self.io.put_back(bytes);
     }
 }
 
@@ -194,7 +209,9 @@ impl<Io: Stream> AsyncWrite for Abrupt<Io> {
             let _flushed_later = self.poll_rest(context)?;
             return Poll::Ready(Ok(bytes.len()));
         }
-        Pin::new(&mut self.io).poll_write(context, bytes)
+        let written = Pin::new(&mut self.io).poll_write(context, bytes);
+        self.finale.0.blocked.store(written.is_pending(), Ordering::Relaxed);
+        written
     }
 
     fn poll_write_vectored(
@@ -210,7 +227,9 @@ impl<Io: Stream> AsyncWrite for Abrupt<Io> {
             let _flushed_later = self.poll_rest(context)?;
             return Poll::Ready(Ok(bytes.len()));
         }
-        Pin::new(&mut self.io).poll_write_vectored(context, slices)
+        let written = Pin::new(&mut self.io).poll_write_vectored(context, slices);
+        self.finale.0.blocked.store(written.is_pending(), Ordering::Relaxed);
+        written
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -76,11 +76,7 @@ impl AsyncRead for LocalIo {
 }
 
 impl AsyncWrite for LocalIo {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.both().poll_write(context, bytes)
     }
 

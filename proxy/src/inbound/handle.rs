@@ -49,9 +49,9 @@ pub async fn handle(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
         return respond::with_error(&ProxyError::NotServed(peer.asked.clone()), record);
     };
     let claimed = request.headers().get(&headers::SOURCE);
-    let edge = peer.known.edge(claimed, || {
-        port.edge(&peer.id, &source(peer, claimed.and_then(|value| value.to_str().ok())))
-    });
+    let edge = peer
+        .known
+        .edge(claimed, || port.edge(&peer.id, &source(peer, claimed.and_then(|value| value.to_str().ok()))));
     let mut record = RequestRecord::start(edge, now, spoken, trace);
     let (head, body) = request.into_parts();
     record.with_span(&shared.spans, &head);

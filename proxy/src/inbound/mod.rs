@@ -31,6 +31,7 @@ use self::served::ServedPort;
 use crate::error::ProxyError;
 use crate::http::exec::Executor;
 use crate::http::window;
+use crate::io::Ahead;
 use crate::pool::pulse;
 use crate::shared::Shared;
 use crate::tcp::preface;
@@ -102,7 +103,7 @@ impl Known {
 /// finish. Whoever cannot prove an identity of this mesh gets no byte of HTTP.
 pub async fn serve(shared: Arc<Shared>, stream: TcpStream) {
     let Some(tls) = shared.tls.load_full() else { return };
-    let accepting = TlsAcceptor::from(tls.server.clone()).accept(stream);
+    let accepting = TlsAcceptor::from(tls.server.clone()).accept(Ahead::new(stream));
     let accepted = match tokio::time::timeout(HANDSHAKE_TIMEOUT, accepting).await {
         Ok(Ok(stream)) => peer(&shared, &stream).map(|peer| (stream, peer)),
         Ok(Err(error)) => Err(("failed", error.to_string())),
@@ -123,7 +124,7 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream) {
     }
     let h2 = protocol == Some(b"h2");
     if h2 {
-        pulse::end_when_unacknowledged(stream.get_ref().0);
+        pulse::end_when_unacknowledged(stream.get_ref().0.get_ref());
     }
     let result =
         if h2 { serve_h2(&shared, stream, peer).await } else { serve_h1(&shared, stream, peer).await };
@@ -132,7 +133,7 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream) {
     }
 }
 
-fn peer(shared: &Shared, stream: &TlsStream<TcpStream>) -> Result<Arc<Peer>, (&'static str, String)> {
+fn peer(shared: &Shared, stream: &TlsStream<Ahead<TcpStream>>) -> Result<Arc<Peer>, (&'static str, String)> {
     let tls = stream.get_ref().1;
     let refuse = |why: String| ("identity_mismatch", why);
     let id = mtls::peer_id(tls.peer_certificates().unwrap_or_default())
@@ -221,12 +222,17 @@ fn h2_builder(shared: &Shared) -> http2::Builder<Executor> {
         .max_concurrent_streams(STREAMS)
         .initial_stream_window_size(window::STREAM)
         .initial_connection_window_size(window::CONNECTION)
+        .max_frame_size(window::FRAME)
         .max_header_list_size(u32::try_from(shared.config.limits.header_bytes).unwrap_or(u32::MAX))
         .keep_alive_interval(Duration::from_secs(30));
     builder
 }
 
-async fn serve_h2(shared: &Arc<Shared>, stream: TlsStream<TcpStream>, peer: Arc<Peer>) -> hyper::Result<()> {
+async fn serve_h2(
+    shared: &Arc<Shared>,
+    stream: TlsStream<Ahead<TcpStream>>,
+    peer: Arc<Peer>,
+) -> hyper::Result<()> {
     let builder = h2_builder(shared);
     let service = service_fn(|request| {
         let (shared, peer) = (shared.clone(), peer.clone());
@@ -236,7 +242,11 @@ async fn serve_h2(shared: &Arc<Shared>, stream: TlsStream<TcpStream>, peer: Arc<
     drive(shared, &peer, builder.serve_connection(TokioIo::new(stream), service)).await
 }
 
-async fn serve_h1(shared: &Arc<Shared>, stream: TlsStream<TcpStream>, peer: Arc<Peer>) -> hyper::Result<()> {
+async fn serve_h1(
+    shared: &Arc<Shared>,
+    stream: TlsStream<Ahead<TcpStream>>,
+    peer: Arc<Peer>,
+) -> hyper::Result<()> {
     let service = service_fn(|request| {
         let (shared, peer) = (shared.clone(), peer.clone());
         Box::pin(async move { Ok::<_, Infallible>(handle::handle(&shared, &peer, request).await) })

@@ -13,6 +13,7 @@ use super::handle::source;
 use super::served::{ServedPort, account_name};
 use super::{Peer, not_allowed};
 use crate::error::ProxyError;
+use crate::io::Ahead;
 use crate::io::{Guarded, Stream, is_http};
 use crate::reason::Reason;
 use crate::route::DEFAULT_ROUTE;
@@ -29,12 +30,12 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 const GOODBYE: Duration = Duration::from_secs(1);
 
 /// A connection from another sidecar that asks for opaque bytes.
-type Inward = TlsStream<TcpStream>;
+type Inward = TlsStream<Ahead<TcpStream>>;
 
 /// Carries one connection of another sidecar to the application, until both are done, a policy no
 /// longer lets the peer call, or the drain has no more time.
 pub async fn serve(shared: Arc<Shared>, mut stream: Inward, peer: Arc<Peer>) {
-    keep_alive(stream.get_ref().0);
+    keep_alive(stream.get_ref().0.get_ref());
     let hello = match tokio::time::timeout(HELLO_TIMEOUT, hear(&mut stream)).await {
         Ok(Ok(hello)) => hello,
         Ok(Err(error)) => return tracing::debug!(%error, peer = %peer.id, "no hello from a peer"),

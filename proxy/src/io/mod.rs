@@ -1,9 +1,11 @@
 //! Byte streams: what every kind of them must be able to do, and one that was read ahead.
 
+mod ahead;
 mod first;
 mod guarded;
 mod prefixed;
 
+pub use ahead::Ahead;
 pub use first::{read_into, tell};
 pub use guarded::{Guarded, is_http};
 pub use prefixed::Prefixed;

@@ -22,6 +22,12 @@ impl<Io> Prefixed<Io> {
         Self { prefix, io }
     }
 
+    /// Puts bytes that were read in front again.
+    pub fn put_back(&mut self, mut bytes: Vec<u8>) {
+        bytes.extend_from_slice(&self.prefix);
+        self.prefix = bytes.into();
+    }
+
     /// The bytes read ahead that were not read yet, and the stream.
     pub fn into_parts(self) -> (Bytes, Io) {
         (self.prefix, self.io)

@@ -49,11 +49,7 @@ pub struct Origin {
 }
 
 /// Carries one request of the application to another sidecar and the response back.
-pub async fn handle(
-    shared: &Arc<Shared>,
-    origin: &Origin,
-    mut request: Request<Incoming>,
-) -> Response<Body> {
+pub async fn handle(shared: &Arc<Shared>, origin: &Origin, mut request: Request<Incoming>) -> Response<Body> {
     let Origin { from, ref target, ref finale, ref recent } = *origin;
     let at = Instant::now();
     let snapshot = shared.directory.load_full(); // once: one request, one view
@@ -328,7 +324,8 @@ fn respond(
             let mut response = Response::from_parts(head, Body::Empty);
             upgrade::agree(&asked, &agreed, &mut response);
             let finale = Some(finale.clone()).filter(|_| !asked.extended);
-            let tunnel = Tunnel { local: Local::Upgrading(asked.on), finale, feed, remote: upstream, idle, ending };
+            let tunnel =
+                Tunnel { local: Local::Upgrading(asked.on), finale, feed, remote: upstream, idle, ending };
             tunnel.spawn(&shared.tasks, response.status());
             return response;
         }

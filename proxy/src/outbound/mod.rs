@@ -8,6 +8,7 @@ pub mod entry;
 pub mod find;
 pub mod handle;
 pub mod hedge;
+mod http1;
 pub mod mirror;
 pub mod policy;
 pub mod retry;

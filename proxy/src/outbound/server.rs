@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use http::{Request, Version};
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::entry::Target;
 use super::find::Recent;
 use super::handle::{self, Origin};
+use super::http1;
 use crate::http::exec::Executor;
 use crate::http::finale::{Abrupt, Finale};
 use crate::http::window;
@@ -59,39 +60,40 @@ async fn serve_http<Io: Stream>(
     (from, target, version): (SocketAddr, Target, Version),
     finale: &Finale,
 ) {
-    let spoken = AtomicBool::new(false);
     let origin = Origin { from, target, finale: finale.clone(), recent: Recent::default() };
     let origin = Arc::new(origin);
+    if version == Version::HTTP_2 {
+        Box::pin(serve_http2(shared, io, &origin)).await;
+    } else {
+        http1::serve(shared, io, &origin).await;
+    }
+}
+
+async fn serve_http2<Io: Stream>(shared: &Arc<Shared>, io: Abrupt<Prefixed<Io>>, origin: &Arc<Origin>) {
+    let (limits, idle) = (&shared.config.limits, shared.config.timeouts.idle);
+    let spoken = AtomicBool::new(false);
     let service = service_fn(|request: Request<Incoming>| {
         spoken.store(true, Ordering::Relaxed);
         let (shared, origin) = (shared.clone(), origin.clone());
-        // Boxed: hyper keeps room for it on idle connections.
+        // Boxed: the library moves it several times on its way into a task.
         Box::pin(async move {
             let response = handle::handle(&shared, &origin, request).await;
             origin.finale.answers();
             Ok::<_, Infallible>(response)
         })
     });
-    let (limits, idle) = (&shared.config.limits, shared.config.timeouts.idle);
-    if version == Version::HTTP_2 {
-        let mut builder = http2::Builder::new(Executor(shared.tasks.clone()));
-        builder
-            .timer(TokioTimer::new())
-            .enable_connect_protocol()
-            .initial_stream_window_size(window::STREAM)
-            .initial_connection_window_size(window::CONNECTION)
-            .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX));
-        let connection = builder.serve_connection(TokioIo::new(io), service);
-        tokio::select! {
-            () = drive(shared, connection, http2::Connection::graceful_shutdown) => {}
-            // The library has no such timeout for HTTP/2.
-            () = silent(&spoken, idle) => {}
-        }
-    } else {
-        let mut builder = http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(idle).max_buf_size(limits.header_bytes);
-        let connection = builder.serve_connection(TokioIo::new(io), service).with_upgrades();
-        drive(shared, connection, http1::UpgradeableConnection::graceful_shutdown).await;
+    let mut builder = http2::Builder::new(Executor(shared.tasks.clone()));
+    builder
+        .timer(TokioTimer::new())
+        .enable_connect_protocol()
+        .initial_stream_window_size(window::STREAM)
+        .initial_connection_window_size(window::CONNECTION)
+        .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX));
+    let connection = builder.serve_connection(TokioIo::new(io), service);
+    tokio::select! {
+        () = drive(shared, connection, http2::Connection::graceful_shutdown) => {}
+        // The library has no such timeout for HTTP/2.
+        () = silent(&spoken, idle) => {}
     }
 }
 
@@ -103,7 +105,8 @@ async fn silent(spoken: &AtomicBool, idle: Duration) {
     }
 }
 
-async fn drive<C>(shared: &Shared, connection: C, finish: fn(Pin<&mut C>))
+/// Runs a connection to its end, or has it `finish` what is under way when the drain begins.
+pub(super) async fn drive<C>(shared: &Shared, connection: C, finish: fn(Pin<&mut C>))
 where
     C: Future<Output = hyper::Result<()>>,
 {

@@ -19,6 +19,7 @@ use super::pulse::{Heard, Pulse};
 use crate::error::ProxyError;
 use crate::http::body::Body;
 use crate::http::finale::{Abrupt, Finale};
+use crate::http::window;
 
 /// Idle HTTP/1.1 connections kept; more are closed when given back.
 const KEPT: usize = 256;
@@ -218,7 +219,12 @@ impl AppPool {
     async fn stream_of_new(&self, reuse: Reuse) -> Result<StreamGuard, ProxyError> {
         let acquiring = self.h2.acquire(&self.h2_limits, reuse, async || {
             let limits = &self.limits;
-            let terms = Terms { header_bytes: limits.header_bytes, max_age: limits.max_age, pings: false };
+            let terms = Terms {
+                header_bytes: limits.header_bytes,
+                max_age: limits.max_age,
+                frame: window::SMALL_FRAME,
+                pings: false,
+            };
             let tcp = self.tcp().await?;
             drive::handshake(tcp, terms, &self.tasks)
                 .await

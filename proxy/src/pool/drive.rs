@@ -33,6 +33,8 @@ pub struct Terms {
     pub header_bytes: usize,
     /// Longest life, shortened at random.
     pub max_age: Duration,
+    /// Largest frame that is taken, in bytes.
+    pub frame: u32,
     /// Whether a peer that stays silent is sent PINGs. Not for applications: on the same machine the
     /// kernel tells of an end, and gRPC servers break connections with more than two PINGs in five
     /// minutes without data (gRPC proposal A8, "too_many_pings").
@@ -55,6 +57,7 @@ where
         .enable_push(false)
         .initial_window_size(window::STREAM)
         .initial_connection_window_size(window::CONNECTION)
+        .max_frame_size(terms.frame)
         .max_header_list_size(u32::try_from(terms.header_bytes).unwrap_or(u32::MAX))
         .handshake::<_, Bytes>(io)
         .await?;

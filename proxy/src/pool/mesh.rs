@@ -22,13 +22,15 @@ use super::pulse;
 use crate::balance::{Candidate, EndpointState};
 use crate::control::state::EndpointFacts;
 use crate::error::ProxyError;
+use crate::http::window;
+use crate::io::Ahead;
 use crate::tcp::keep_alive;
 use crate::tcp::preface::{self, Answer};
 use crate::telemetry::metrics::Direction;
 use crate::tls::TlsConfigs;
 
 /// A connection to an endpoint's sidecar that carries opaque bytes.
-pub type Opaque = TlsStream<TcpStream>;
+pub type Opaque = TlsStream<Ahead<TcpStream>>;
 
 /// One workload's offer of one service port. It survives snapshots while these facts do not change.
 #[derive(Debug)]
@@ -129,8 +131,13 @@ impl Endpoint {
     async fn connect_tls(&self, connector: &Connector) -> Result<Arc<h2::Connection>, ProxyError> {
         let address = self.address;
         let tls = self.handshake(connector, |tls| &tls.client).await?;
-        pulse::end_when_unacknowledged(tls.get_ref().0);
-        let terms = Terms { header_bytes: connector.header_bytes, max_age: connector.max_age, pings: true };
+        pulse::end_when_unacknowledged(tls.get_ref().0.get_ref());
+        let terms = Terms {
+            header_bytes: connector.header_bytes,
+            max_age: connector.max_age,
+            frame: window::FRAME,
+            pings: true,
+        };
         drive::handshake(tls, terms, &connector.tasks)
             .await
             .map_err(|error| ProxyError::Tls { address, source: io::Error::other(error) })
@@ -172,7 +179,7 @@ impl Endpoint {
         let address = self.address;
         let broken = |source| ProxyError::Tls { address, source };
         let senseless = |error: preface::Malformed| broken(io::Error::other(error));
-        keep_alive(stream.get_ref().0);
+        keep_alive(stream.get_ref().0.get_ref());
         stream.write_all(hello).await.map_err(broken)?;
         stream.flush().await.map_err(broken)?;
         let mut head = [0; preface::ANSWER_HEAD];
@@ -206,7 +213,7 @@ impl Endpoint {
         let no_certificate = || ProxyError::Tls { address, source: io::Error::other("no certificate yet") };
         let config = which(connector.tls.load().as_ref().ok_or_else(no_certificate)?).clone();
         let tls = TlsConnector::from(config)
-            .connect(self.server_name.clone(), tcp)
+            .connect(self.server_name.clone(), Ahead::new(tcp))
             .await
             .map_err(|source| ProxyError::Tls { address, source })?;
         // Before any application data: a reachable port is not yet the peer that was registered.

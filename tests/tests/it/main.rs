@@ -31,6 +31,7 @@ mod reach;
 mod refusals;
 mod registry;
 mod repeats;
+mod resting;
 mod retries;
 mod routing;
 mod shop;
