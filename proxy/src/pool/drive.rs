@@ -131,8 +131,10 @@ impl Beat {
 
     /// Ready when the peer has not answered in time. Any byte from it is an answer.
     fn poll(&mut self, context: &mut Context<'_>, watched: &Weak<Connection>) -> Poll<()> {
-        // So that another may be sent.
-        let _pong = self.pings.poll_pong(context);
+        // Asked for also when another byte has answered already: until then no other PING may be sent.
+        if self.pings.poll_pong(context).is_ready() {
+            self.asked = None;
+        }
         while self.look.as_mut().poll(context).is_ready() {
             let (now, heard) = (Instant::now(), self.pulse.heard());
             let waiting = watched.upgrade().is_some_and(|connection| connection.is_waiting());
