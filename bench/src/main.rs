@@ -8,6 +8,7 @@ mod certs;
 mod fill;
 mod goals;
 mod idle;
+mod instructions;
 mod load;
 mod options;
 mod outrigger;
@@ -38,6 +39,8 @@ struct Cli {
 enum Command {
     /// Measure, and write a report.
     Run(options::Options),
+    /// Count the instructions that a request takes, and compare them with what is recorded.
+    Instructions(instructions::Options),
     /// Serve as the application.
     App {
         /// Where to listen.
@@ -64,6 +67,7 @@ enum Command {
 fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Run(options) => alone(measure(&options)),
+        Command::Instructions(options) => alone(instructions::run(&options)),
         Command::App { listen } => alone(app::serve(listen)),
         Command::Relay { role, listen, connect, identity } => {
             alone(relay::serve(role, listen, connect, &identity))

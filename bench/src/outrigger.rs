@@ -29,7 +29,8 @@ const SETTLE: Duration = Duration::from_secs(20);
 /// Share of requests that is sampled.
 const SAMPLED: f64 = 0.01;
 
-const POLICIES: &str = r#"
+/// Everything on.
+pub(crate) const POLICIES: &str = r#"
 apiVersion: outrigger.dev/v1alpha1
 kind: MeshConfig
 metadata: {name: default}

@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use crate::budget;
 use crate::components;
+use crate::instructions;
 use crate::shell;
 use crate::steps::Steps;
 use crate::test;
@@ -26,6 +27,8 @@ pub(crate) fn run(workspace: &Workspace, steps: &mut Steps) {
         shell::run(doc.env("RUSTDOCFLAGS", "-D warnings"))
     });
     test::run(workspace, steps, None);
+    // After the image, whose binary it counts with.
+    steps.run("instructions a request", || instructions::check(workspace));
 }
 
 /// Licences, banned crates, sources and duplicate versions, as `deny.toml` has them.

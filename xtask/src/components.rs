@@ -91,6 +91,7 @@ const SYSTEM_PACKAGES: &[SystemPackage] = &[
     },
     SystemPackage { name: "libpython3.11", present: has_libpython },
     SystemPackage { name: "nghttp2-client", present: || shell::which("h2load").is_some() },
+    SystemPackage { name: "valgrind", present: || shell::which("valgrind").is_some() },
     SystemPackage { name: "nghttp2-server", present: || shell::which("nghttpd").is_some() },
 ];
 
@@ -232,7 +233,7 @@ pub(crate) fn cargo_shear(workspace: &Workspace) -> Result<PathBuf> {
 }
 
 /// Installs the missing ones of [`SYSTEM_PACKAGES`].
-fn install_system_packages() -> Result<()> {
+pub(crate) fn install_system_packages() -> Result<()> {
     let all: Vec<_> = SYSTEM_PACKAGES.iter().map(|package| package.name).collect();
     install_of_system_packages(&all)
 }

@@ -60,7 +60,7 @@ pub(crate) fn build(workspace: &Workspace, order: &Order<'_>) -> Result<()> {
 /// `outrigger` for this machine's own target, linked statically.
 ///
 /// The explicit target keeps these flags away from build scripts and from the artifacts of every other command.
-fn build_static_binary(workspace: &Workspace, profile: &str) -> Result<PathBuf> {
+pub(crate) fn build_static_binary(workspace: &Workspace, profile: &str) -> Result<PathBuf> {
     let target = host_target()?;
     let mut cargo = workspace.cargo(["build", "--locked", "--package", "outrigger", "--bin", "outrigger"]);
     cargo

@@ -9,6 +9,7 @@ mod check;
 mod components;
 mod go;
 mod image;
+mod instructions;
 mod rivals;
 mod shell;
 mod steps;
@@ -46,6 +47,11 @@ enum Command {
     ///
     /// All checks run even when one fails; the summary names those that did.
     Check,
+    /// Count the instructions a request takes in each sidecar, and compare them with what is recorded.
+    ///
+    /// Part of `check`. Counted by callgrind, so that what else the machine does plays no part; compared only under the
+    /// compiler and on the processor of the record.
+    Instructions(instructions::InstructionsArgs),
     /// Build the container image: one static binary, no base image, not root.
     ///
     /// `podman build` runs without any network. The result is an OCI archive for `podman load -i`, a registry or a
@@ -99,6 +105,9 @@ fn run(command: Command, steps: &mut Steps) -> anyhow::Result<()> {
         }
         Command::Test(args) => test::run(&workspace, steps, args.filter.as_deref()),
         Command::Check => check::run(&workspace, steps),
+        Command::Instructions(args) => {
+            steps.run("instructions", || instructions::run(&workspace, &args));
+        }
         Command::Image(args) => {
             let output = args.output.unwrap_or_else(|| workspace.target.join("image/outrigger.tar"));
             let order =

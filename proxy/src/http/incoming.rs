@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use h2::Reason;
 use http::HeaderMap;
 use http::header::CONTENT_LENGTH;
 use http_body::{Frame, SizeHint};
@@ -26,9 +27,10 @@ pub enum TransportError {
 
 impl From<h2::Error> for TransportError {
     fn from(error: h2::Error) -> Self {
-        match error.is_io().then(|| error.get_io().map(|io| io::Error::new(io.kind(), io.to_string()))) {
-            Some(Some(io)) => Self::Io(io),
-            Some(None) | None => Self::Http2(error),
+        if error.is_io() {
+            Self::Io(error.into_io().unwrap_or_else(|| io::ErrorKind::Other.into()))
+        } else {
+            Self::Http2(error)
         }
     }
 }
@@ -76,6 +78,11 @@ impl Received {
                     let _over = self.stream.flow_control().release_capacity(data.len());
                     self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
                     return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                // As the library has it: also how a peer ends a stream of which it wants no more. Whether this
+                // was the end of the body, `is_end_stream` says.
+                Some(Err(error)) if matches!(error.reason(), Some(Reason::NO_ERROR | Reason::CANCEL)) => {
+                    return Poll::Ready(None);
                 }
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                 None => self.data_ended = true,
