@@ -1,5 +1,7 @@
 //! `cargo xtask bench` runs this: Outrigger beside the proxies people would pick instead.
 
+mod fleet;
+
 use clap::{Parser, Subcommand};
 
 /// Measures Outrigger beside other proxies, in one run.
@@ -11,8 +13,13 @@ struct Cli {
 }
 
 #[derive(Subcommand)]
-enum Command {}
+enum Command {
+    /// A registry under a simulated fleet of sidecars: memory, pushes, a restart.
+    Fleet(fleet::Args),
+}
 
 fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {}
+    match Cli::parse().command {
+        Command::Fleet(args) => fleet::run(&args),
+    }
 }
