@@ -1,10 +1,18 @@
 //! Keeps the hub's state in step with the store.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::hub::Hub;
 use crate::state::Fold;
 use crate::store::{Store, StoreError, Watch};
+
+/// Time given to streams for each that a change concerned, before they are told of the next one: about
+/// twice what telling one takes, so that something is left for all else. A change after a quiet time is told at once; of many in a row, those that come
+/// meanwhile are told as one, or streams would hear of each of them and of nothing for long.
+const PACE: Duration = Duration::from_micros(100);
+/// The most of it, whatever their number.
+const LONGEST_PACE: Duration = Duration::from_secs(1);
 
 /// Reads the whole store into a fold; returns the watch that goes on from there.
 ///
@@ -24,7 +32,9 @@ pub async fn follow(store: Arc<dyn Store>, hub: Arc<Hub>, mut fold: Fold, mut wa
         match watch.next().await {
             Ok(transactions) => {
                 let changed = fold.apply(&transactions);
-                hub.publish(fold.state().clone(), &changed);
+                let concerned = hub.publish(fold.state().clone(), &changed);
+                let concerned = u32::try_from(concerned).unwrap_or(u32::MAX);
+                tokio::time::sleep(PACE.saturating_mul(concerned).min(LONGEST_PACE)).await;
             }
             Err(StoreError::Closed) => return,
             Err(error) => {
@@ -34,7 +44,7 @@ pub async fn follow(store: Arc<dyn Store>, hub: Arc<Hub>, mut fold: Fold, mut wa
                     Err(StoreError::Closed) => return,
                     Err(error) => {
                         tracing::error!(%error, "the store cannot be read; streams keep what they have");
-                        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                        tokio::time::sleep(Duration::from_secs(1)).await;
                     }
                 }
             }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use outrigger_api::v1;
 use outrigger_common::name::ServiceName;
 
-use crate::state::ServiceState;
+use crate::state::{ServiceState, differences};
 
 /// A change copies one part of the index: with 100,000 addresses some 400 of them.
 const SHARDS: usize = 256;
@@ -118,11 +118,9 @@ fn claims(
             found.push((SocketAddr::new(ip, port), claim));
         }
     }
-    for (key, endpoint) in &of.endpoints {
-        let kept = but.and_then(|but| but.endpoints.get(key));
-        if kept.is_some_and(|kept| Arc::ptr_eq(kept, endpoint)) {
-            continue;
-        }
+    let none = BTreeMap::new();
+    for (key, _, endpoint) in differences(but.map_or(&none, |but| &but.endpoints), &of.endpoints) {
+        let Some(endpoint) = endpoint else { continue };
         let (workload, port) = key.clone();
         let rank = Rank::Workload(Reverse(endpoint.since));
         let claim = Claim { rank, service: name.clone(), port, workload: Some(workload) };
@@ -180,7 +178,8 @@ mod tests {
         let port = |number: &u16| v1::Port { number: (*number).into(), ..Default::default() };
         let endpoint = |&(id, port, at, since): &(&str, u16, &str, u64)| {
             let endpoint = v1::Endpoint { workload: id.into(), port: port.into(), ..Default::default() };
-            let state = EndpointState { endpoint, application: at.parse().unwrap(), since, lease: None };
+            let application = at.parse().unwrap();
+            let state = EndpointState { endpoint, application, since, lease: None, digest: 0 };
             ((id.into(), port), Arc::new(state))
         };
         ServiceState {
@@ -188,6 +187,7 @@ mod tests {
             ports: ports.iter().map(port).collect(),
             addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
             endpoints: endpoints.iter().map(endpoint).collect(),
+            memo: Default::default(),
         }
     }
 

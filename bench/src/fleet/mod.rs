@@ -34,6 +34,9 @@ pub(crate) struct Args {
     /// Services each sidecar watches; the first service is watched by all.
     #[arg(long, default_value_t = 20)]
     watch: usize,
+    /// Sidecars that start in a second; after a restart of the registry all come at once.
+    #[arg(long, default_value_t = 400)]
+    start_rate: usize,
     /// Changes of each kind to time.
     #[arg(long, default_value_t = 10)]
     changes: usize,
@@ -43,7 +46,7 @@ pub(crate) struct Args {
     /// Lease of the registrations, in seconds; the registry's default is 10.
     #[arg(long, default_value_t = 10)]
     lease_ttl: u64,
-    /// The binary to run as the registry [default: `outrigger` beside this one].
+    /// The binary to run as the registry, or `outrigger-registry` [default: `outrigger` beside this one].
     #[arg(long, value_name = "FILE")]
     outrigger: Option<PathBuf>,
     /// Where the registry's data goes [default: a directory that is removed afterwards].
@@ -86,6 +89,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         binary,
         directory,
         lease_ttl: Duration::from_secs(args.lease_ttl),
+        start_rate: args.start_rate.max(1),
         changes: args.changes,
         restarts: args.restarts,
     };

@@ -72,8 +72,11 @@ impl Registry {
         let config = self.directory.join("registry.yaml");
         std::fs::write(&config, text)?;
         let log = File::options().create(true).append(true).open(self.log())?;
+        let alone = self.binary.file_stem().is_some_and(|name| name == "outrigger-registry");
+        let subcommand = if alone { None } else { Some("registry") };
         let mut child = Command::new(&self.binary)
-            .args(["registry", "--output", "json", "--config"])
+            .args(subcommand)
+            .args(["--output", "json", "--config"])
             .arg(&config)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

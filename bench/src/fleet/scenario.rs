@@ -9,7 +9,7 @@ use outrigger_api::v1;
 use outrigger_api::v1::registration_client::RegistrationClient;
 use outrigger_common::tasks::Tasks;
 use serde::Serialize;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 use tonic::transport::Channel;
 
 use super::identity;
@@ -33,6 +33,8 @@ pub(super) struct Course {
     pub(super) binary: PathBuf,
     pub(super) directory: PathBuf,
     pub(super) lease_ttl: Duration,
+    /// Sidecars a second.
+    pub(super) start_rate: usize,
     pub(super) changes: usize,
     pub(super) restarts: usize,
 }
@@ -111,6 +113,7 @@ pub(super) async fn run(course: &Course) -> anyhow::Result<Measured> {
     say(format!("registry ready; {} sidecars start", plan.sidecars));
     let started = Instant::now();
     for number in 0..plan.sidecars {
+        sleep_until(started + Duration::from_secs_f64(number as f64 / course.start_rate as f64)).await;
         let sidecar = Sidecar::new(fleet.clone(), number);
         fleet.tasks.spawn("sidecar", sidecar.run());
     }

@@ -57,6 +57,9 @@ pub(super) struct Sidecar {
     lease: Option<String>,
     /// Whether the registry confirmed the lease since the connection was made.
     renewed: bool,
+    /// Between calls about the lease that failed, up to a third of its time.
+    calls: Backoff,
+    longest: Duration,
     stage: Stage,
 }
 
@@ -80,7 +83,17 @@ enum Lease {
 impl Sidecar {
     pub(super) fn new(fleet: Arc<Fleet>, number: usize) -> Self {
         let view = View::new(fleet.plan.watches(number));
-        Self { fleet, number, view, cursor: Vec::new(), lease: None, renewed: false, stage: Stage::Away }
+        Self {
+            fleet,
+            number,
+            view,
+            cursor: Vec::new(),
+            lease: None,
+            renewed: false,
+            calls: Backoff::new(Duration::from_millis(100), Duration::from_secs(5)),
+            longest: Duration::from_secs(5),
+            stage: Stage::Away,
+        }
     }
 
     /// Runs for ever.
@@ -108,12 +121,14 @@ impl Sidecar {
         let mut renew_at = Instant::now() + Duration::from_secs(3600);
         let mut ping_at = Instant::now() + PING.mul_f64(fastrand::f64());
         let mut pinged: Option<Instant> = None;
+        let mut heard = Instant::now();
         loop {
             tokio::select! {
                 data = link.updates.data() => {
                     let data = data.context("the registry ended the stream")??;
                     link.updates.flow_control().release_capacity(data.len())?;
                     link.frames.add(&data);
+                    heard = Instant::now();
                     while let Some(message) = link.frames.next::<WatchResponse>()? {
                         backoff.reset();
                         if self.told(&mut link, message)? {
@@ -123,12 +138,18 @@ impl Sidecar {
                 }
                 lease = async { call.as_mut().expect("checked by the guard").await }, if call.is_some() => {
                     call = None;
-                    renew_at = Instant::now() + self.leased(lease?);
+                    heard = Instant::now();
+                    renew_at = Instant::now() + self.leased(lease);
                 }
                 () = sleep_until(renew_at), if call.is_none() => {
                     call = Some(self.renew(&link)?);
                 }
                 () = sleep_until(ping_at) => {
+                    // As the real one's HTTP library: only after a silence.
+                    if heard + PING > Instant::now() {
+                        ping_at = heard + PING;
+                        continue;
+                    }
                     anyhow::ensure!(pinged.is_none(), "no answer to a ping");
                     link.pings.send_ping(Ping::opaque())?;
                     pinged = Some(Instant::now());
@@ -237,18 +258,25 @@ impl Sidecar {
     }
 
     /// Notes what became of the lease; returns when to renew it.
-    fn leased(&mut self, lease: Lease) -> Duration {
+    fn leased(&mut self, lease: anyhow::Result<Lease>) -> Duration {
         match lease {
-            Lease::Gone => {
+            Err(error) => {
+                // As with the real one, the stream goes on.
+                self.fleet.tally.lost(&error);
+                self.calls.next(fastrand::f64()).min(self.longest)
+            }
+            Ok(Lease::Gone) => {
                 self.fleet.tally.lease_gone();
                 self.lease = None;
                 Duration::ZERO
             }
-            Lease::Held(new, ttl) => {
+            Ok(Lease::Held(new, ttl)) => {
+                self.calls.reset();
+                self.longest = ttl / 3;
                 self.lease = new.or(self.lease.take());
                 self.renewed = true;
                 self.settle();
-                ttl / 3
+                self.longest
             }
         }
     }

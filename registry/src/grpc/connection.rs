@@ -63,6 +63,25 @@ pub(crate) struct Port {
     pub(crate) limits: Limits,
     /// Counts handshakes.
     pub(crate) metrics: Arc<Metrics>,
+    /// Knows whether clients wait.
+    pub(crate) crowd: Crowd,
+}
+
+/// Places for handshakes; all clients come at once after a restart, and most have to wait for one.
+#[derive(Debug, Clone)]
+pub(crate) struct Crowd(Arc<Semaphore>);
+
+impl Default for Crowd {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(MAX_HANDSHAKES)))
+    }
+}
+
+impl Crowd {
+    /// Whether so many handshakes are under way that more clients are likely to wait for theirs.
+    pub(crate) fn is_there(&self) -> bool {
+        self.0.available_permits() < MAX_HANDSHAKES / 2
+    }
 }
 
 /// Accepts connections until the drain; those that finish their handshake come out of the channel.
@@ -72,8 +91,7 @@ pub(crate) fn accept(
     drain: Drain,
 ) -> (impl Future<Output = ()> + Send, mpsc::Receiver<io::Result<Connection>>) {
     let (ready, connections) = mpsc::channel(QUEUE);
-    let Port { listener, tls, limits, metrics } = port;
-    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let Port { listener, tls, limits, metrics, crowd: Crowd(handshakes) } = port;
     let places = Arc::new(Places::new(limits));
     let strangers = Arc::new(Strangers::default());
     let accepting = async move {

@@ -30,6 +30,8 @@ const HISTORY_LIMIT: usize = 4096;
 const HISTORY_BYTES: usize = 16 << 20;
 /// Transactions that may wait for the writer; more wait in their callers.
 const QUEUE: usize = 1024;
+/// Longest time for which clients that wait to be connected keep all leases from ending.
+pub const LONGEST_CROWD: Duration = Duration::from_secs(60);
 /// Transactions handed to a watcher at once.
 const WATCH_BATCH: usize = 256;
 
@@ -144,12 +146,19 @@ impl RedbStore {
 
     /// Says for as long as it is polled that renewals are read: run it on the thread that reads them.
     /// While that thread is away no lease ends, and once it is back each has a full time again.
-    /// Without this only the absence of the whole process counts.
+    /// Without this only the absence of the whole process counts. Renewals of clients that wait to be
+    /// connected are not read either: while there is a `crowd` of those the thread counts as away, for
+    /// [`LONGEST_CROWD`] at a time, since strangers may be one.
     ///
     /// Cancel safety: safe, but leases end no more once it was polled and is dropped.
-    pub async fn attend(&self) {
+    pub async fn attend(&self, crowd: impl Fn() -> bool) {
+        let mut since = None;
         loop {
-            self.shared.lock().leases.attend(Instant::now());
+            let now = Instant::now();
+            since = crowd().then(|| since.unwrap_or(now));
+            if since.is_none_or(|since| now.duration_since(since) > LONGEST_CROWD) {
+                self.shared.lock().leases.attend(now);
+            }
             tokio::time::sleep(MAX_ATTENDANCE).await;
         }
     }
