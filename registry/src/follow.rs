@@ -3,16 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::{Instant, sleep, timeout};
+
 use crate::hub::Hub;
 use crate::state::Fold;
 use crate::store::{Store, StoreError, Watch};
 
-/// Time given to streams for each that a change concerned, before they are told of the next one: about
-/// twice what telling one takes, so that something is left for all else. A change after a quiet time is told at once; of many in a row, those that come
-/// meanwhile are told as one, or streams would hear of each of them and of nothing for long.
-const PACE: Duration = Duration::from_micros(100);
+/// Longest time given to streams, for each that a change concerned, until most of them have it.
+const TELLING: Duration = Duration::from_micros(400);
 /// The most of it, whatever their number.
-const LONGEST_PACE: Duration = Duration::from_secs(1);
+const LONGEST_TELLING: Duration = Duration::from_secs(1);
 
 /// Reads the whole store into a fold; returns the watch that goes on from there.
 ///
@@ -33,8 +33,7 @@ pub async fn follow(store: Arc<dyn Store>, hub: Arc<Hub>, mut fold: Fold, mut wa
             Ok(transactions) => {
                 let changed = fold.apply(&transactions);
                 let concerned = hub.publish(fold.state().clone(), &changed);
-                let concerned = u32::try_from(concerned).unwrap_or(u32::MAX);
-                tokio::time::sleep(PACE.saturating_mul(concerned).min(LONGEST_PACE)).await;
+                breathe(&hub, fold.state().position, concerned).await;
             }
             Err(StoreError::Closed) => return,
             Err(error) => {
@@ -44,10 +43,21 @@ pub async fn follow(store: Arc<dyn Store>, hub: Arc<Hub>, mut fold: Fold, mut wa
                     Err(StoreError::Closed) => return,
                     Err(error) => {
                         tracing::error!(%error, "the store cannot be read; streams keep what they have");
-                        tokio::time::sleep(Duration::from_secs(1)).await;
+                        sleep(Duration::from_secs(1)).await;
                     }
                 }
             }
         }
     }
+}
+
+/// Waits until most of those a change concerned have it, and once more as long: a change after a quiet
+/// time is told at once, but of many in a row, those that come meanwhile are told as one. Else streams
+/// would hear of each of them, and a fleet that registers would leave no time to let others in.
+async fn breathe(hub: &Hub, position: u64, concerned: usize) {
+    let begun = Instant::now();
+    let streams = u32::try_from(concerned).unwrap_or(u32::MAX);
+    let limit = TELLING.saturating_mul(streams).min(LONGEST_TELLING);
+    let _late = timeout(limit, hub.reached_all_but(position, concerned / 10)).await;
+    sleep(begun.elapsed()).await;
 }

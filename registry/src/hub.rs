@@ -345,6 +345,19 @@ impl Hub {
         }
     }
 
+    /// Waits until no more than so many of those whom the change at a position concerned have yet to
+    /// acknowledge it.
+    ///
+    /// Cancel safety: safe.
+    pub async fn reached_all_but(&self, position: u64, few: usize) {
+        let mut progress = self.progress.subscribe();
+        while self.lock().timed.get(&position).is_some_and(|change| change.waiting > few) {
+            if progress.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     /// Waits until every stream that had subscribed to one of the services has acknowledged a
     /// position, or until the limit. A stream that ended or no longer cares counts as having it.
     ///

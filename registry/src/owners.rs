@@ -33,8 +33,9 @@ pub struct Owners {
     shards: Arc<Vec<Shard>>,
 }
 
-/// Claims, the one that counts first.
-type Shard = Arc<HashMap<SocketAddr, BTreeSet<Claim>>>;
+/// Claims in order, the one that counts first. Nearly always there is one, and a tree would have room for
+/// eleven.
+type Shard = Arc<HashMap<SocketAddr, Vec<Claim>>>;
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Claim {
@@ -75,7 +76,7 @@ impl Owners {
             before.entry(address).or_insert_with(|| self.of(address));
             let shard = self.shard(address);
             if let Some(claims) = shard.get_mut(&address) {
-                claims.remove(&claim);
+                claims.retain(|known| *known != claim);
                 if claims.is_empty() {
                     shard.remove(&address);
                 }
@@ -83,13 +84,16 @@ impl Owners {
         }
         for (address, claim) in claims(name, new, old) {
             before.entry(address).or_insert_with(|| self.of(address));
-            self.shard(address).entry(address).or_default().insert(claim);
+            let claims = self.shard(address).entry(address).or_insert_with(|| Vec::with_capacity(1));
+            if let Err(place) = claims.binary_search(&claim) {
+                claims.insert(place, claim);
+            }
         }
         before.retain(|address, owner| self.of(*address) != *owner);
         before.into_keys().collect()
     }
 
-    fn shard(&mut self, address: SocketAddr) -> &mut HashMap<SocketAddr, BTreeSet<Claim>> {
+    fn shard(&mut self, address: SocketAddr) -> &mut HashMap<SocketAddr, Vec<Claim>> {
         let shards = Arc::make_mut(&mut self.shards);
         shards.resize_with(SHARDS, Shard::default);
         Arc::make_mut(&mut shards[shard(address)])

@@ -93,7 +93,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         changes: args.changes,
         restarts: args.restarts,
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // The fleet must not be what is waited for: it takes what the registry leaves of two cores.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let measured = runtime.block_on(scenario::run(&course))?;
     let report = report::Report::new(&course, measured);
     match args.output {

@@ -153,6 +153,8 @@ impl RedbStore {
     /// Cancel safety: safe, but leases end no more once it was polled and is dropped.
     pub async fn attend(&self, crowd: impl Fn() -> bool) {
         let mut since = None;
+        // Nobody is away who never was there.
+        self.shared.lock().leases.attend(Instant::now());
         loop {
             let now = Instant::now();
             since = crowd().then(|| since.unwrap_or(now));

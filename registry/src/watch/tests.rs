@@ -129,7 +129,7 @@ struct World {
 }
 
 impl World {
-    fn set(&mut self, changes: &mut Vec<Write>, key: String, value: Option<bytes::Bytes>) {
+    fn set(&mut self, changes: &mut Vec<Write>, key: String, value: Option<Bytes>) {
         let before = self.entries.get(&key).cloned();
         let after = value.map(|value| Entry {
             key: key.as_str().into(),
