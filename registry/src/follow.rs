@@ -28,12 +28,13 @@ pub async fn load(store: &dyn Store, hub: &Hub, fold: &mut Fold) -> Result<Box<d
 /// Publishes every transaction until the store is closed. Transactions that are waiting together
 /// become one state: a reader sees each of them whole, and the cost follows the batch.
 pub async fn follow(store: Arc<dyn Store>, hub: Arc<Hub>, mut fold: Fold, mut watch: Box<dyn Watch>) {
+    let mut pace = Pace { told: Instant::now() };
     loop {
         match watch.next().await {
             Ok(transactions) => {
                 let changed = fold.apply(&transactions);
                 let concerned = hub.publish(fold.state().clone(), &changed);
-                breathe(&hub, fold.state().position, concerned).await;
+                pace.breathe(&hub, fold.state().position, concerned).await;
             }
             Err(StoreError::Closed) => return,
             Err(error) => {
@@ -51,13 +52,27 @@ pub async fn follow(store: Arc<dyn Store>, hub: Arc<Hub>, mut fold: Fold, mut wa
     }
 }
 
-/// Waits until most of those a change concerned have it, and once more as long: a change after a quiet
-/// time is told at once, but of many in a row, those that come meanwhile are told as one. Else streams
-/// would hear of each of them, and a fleet that registers would leave no time to let others in.
-async fn breathe(hub: &Hub, position: u64, concerned: usize) {
-    let begun = Instant::now();
-    let streams = u32::try_from(concerned).unwrap_or(u32::MAX);
-    let limit = TELLING.saturating_mul(streams).min(LONGEST_TELLING);
-    let _late = timeout(limit, hub.reached_all_but(position, concerned / 10)).await;
-    sleep(begun.elapsed()).await;
+/// How the telling of streams goes.
+struct Pace {
+    /// When most of those whom the last change concerned had it.
+    told: Instant,
+}
+
+impl Pace {
+    /// Waits until most of those a change concerned have it, and once more as long, less the time that was
+    /// quiet before it: one change is told at once, but of many in a row, those that come meanwhile are
+    /// told as one. Else streams would hear of each of them, and a fleet that registers would leave no
+    /// time to let others in.
+    async fn breathe(&mut self, hub: &Hub, position: u64, concerned: usize) {
+        let begun = Instant::now();
+        let quiet = begun.duration_since(self.told);
+        let streams = u32::try_from(concerned).unwrap_or(u32::MAX);
+        let limit = TELLING.saturating_mul(streams).min(LONGEST_TELLING);
+        let _late = timeout(limit, hub.reached_all_but(position, concerned / 10)).await;
+        self.told = Instant::now();
+        let rest = self.told.duration_since(begun).saturating_sub(quiet);
+        if !rest.is_zero() {
+            sleep(rest).await;
+        }
+    }
 }

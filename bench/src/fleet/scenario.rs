@@ -24,6 +24,8 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(300);
 const CHANGE_LIMIT: Duration = Duration::from_secs(60);
 /// At rest for so long.
 const REST: Duration = Duration::from_secs(10);
+/// Before each change that is timed.
+const QUIET: Duration = Duration::from_secs(1);
 /// Numbers of the probes' workloads, above every sidecar's.
 const PROBES: u32 = 4_000_000;
 
@@ -255,6 +257,8 @@ impl Probes<'_> {
             Step::Removed => None,
         };
         let watchers = self.fleet.plan.watchers(service);
+        // One change, not many in a row: those would be told together.
+        sleep(QUIET).await;
         let before = self.registry.usage()?.cpu_s;
         let begun = Instant::now();
         self.fleet.tally.expect(Wanted { workload: number, healthy }, watchers);

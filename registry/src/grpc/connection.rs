@@ -13,7 +13,7 @@ use outrigger_common::drain::Drain;
 use outrigger_common::identity::SpiffeId;
 use outrigger_common::mtls;
 use outrigger_common::tasks::Tasks;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
@@ -27,7 +27,7 @@ use super::refusal::{Refusal, Strangers};
 use crate::metrics::Metrics;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Handshakes at once; more wait in the kernel's queue.
+/// Handshakes at once; more wait in the kernel's queue. With fewer, slow clients would hold up the others.
 const MAX_HANDSHAKES: usize = 256;
 /// Pause after a failed accept (no file descriptors left), so as not to spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -150,8 +150,14 @@ async fn shake_hands(
     strangers: &Strangers,
 ) -> Option<(TlsStream<TcpStream>, Proven)> {
     let _unsupported = stream.set_nodelay(true);
-    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await;
-    let stream = match handshake.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, async {
+        // One that gave up while it waited in the queue is not worth the work of a handshake.
+        if stream.ready(Interest::READABLE).await?.is_read_closed() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        acceptor.accept(stream).await
+    });
+    let stream = match handshake.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
         Ok(stream) => stream,
         Err(error) => {
             let refusal = Refusal::of(&error);

@@ -26,10 +26,8 @@ use crate::watch::{Cursor, View};
 const MAX_SUBSCRIPTIONS: usize = 10_000;
 /// Addresses one stream may ask about; sidecars keep to half of it.
 const MAX_ADDRESSES: usize = 8192;
-/// Updates a stream may be behind with its acknowledgements; then it waits, and gets the latest. What it
-/// was sent and did not read yet is memory here, and when much changes at once a fleet is behind as a
-/// whole: one on its way and one to follow it are as fast as many.
-const MAX_IN_FLIGHT: usize = 2;
+/// Updates a stream may be behind with its acknowledgements; then it waits, and gets the latest.
+const MAX_IN_FLIGHT: usize = 16;
 /// Services one sidecar may stand in front of: as many as it may have ports.
 const MAX_SERVED: usize = 256;
 /// Longest name of a resource that is kept of a refusal: a kind, a namespace and a name.
