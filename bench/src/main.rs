@@ -6,6 +6,7 @@
 mod app;
 mod certs;
 mod fill;
+mod fleet;
 mod goals;
 mod idle;
 mod instructions;
@@ -39,6 +40,8 @@ struct Cli {
 enum Command {
     /// Measure, and write a report.
     Run(options::Options),
+    /// A registry under a simulated fleet of sidecars: memory, pushes, a restart.
+    Fleet(fleet::Args),
     /// Count the instructions that a request takes, and compare them with what is recorded.
     Instructions(instructions::Options),
     /// Serve as the application.
@@ -67,6 +70,7 @@ enum Command {
 fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Run(options) => alone(measure(&options)),
+        Command::Fleet(args) => fleet::run(&args),
         Command::Instructions(options) => alone(instructions::run(&options)),
         Command::App { listen } => alone(app::serve(listen)),
         Command::Relay { role, listen, connect, identity } => {

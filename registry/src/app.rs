@@ -24,7 +24,7 @@ use crate::ca::Authority;
 use crate::config::Config;
 use crate::error::StartError;
 use crate::follow;
-use crate::grpc::{self, Limits, Port, Services};
+use crate::grpc::{self, Crowd, Limits, Port, Services};
 use crate::http::{self, Pages};
 use crate::hub::Hub;
 use crate::join::Joins;
@@ -160,7 +160,9 @@ impl Registry {
             tls: self.own.tls.clone(),
             limits: self.limits,
             metrics: self.metrics.clone(),
+            crowd: Crowd::default(),
         };
+        let crowd = port.crowd.clone();
         serve_grpc(&services, port);
         serve_http(&services, self.http, pages);
         tasks.spawn(
@@ -168,7 +170,10 @@ impl Registry {
             until(drain.clone(), follow::follow(store, self.hub, self.fold, self.watch)),
         );
         let readers = self.store.clone();
-        tasks.spawn("attend leases", until(drain.clone(), async move { readers.attend().await }));
+        tasks.spawn(
+            "attend leases",
+            until(drain.clone(), async move { readers.attend(|| crowd.is_there()).await }),
+        );
         tasks.spawn("renew own certificates", until(drain, self.own.keep_renewing()));
         tracing::info!(grpc = %self.addresses.0, http = %self.addresses.1, data_dir = %self.config.data_dir.display(), "registry ready");
         let ended = tokio::select! {

@@ -5,11 +5,13 @@ use std::process::ExitCode;
 
 use outrigger_common::signal::Shutdown;
 use outrigger_common::telemetry::{chain, init_logging};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 
 use crate::app::Registry;
 use crate::config::Config;
 use crate::error::StartError;
+use crate::grpc::Limits;
 
 /// Exit code when the configuration is refused, as clap's for arguments.
 const EXIT_CONFIG: u8 = 2;
@@ -42,6 +44,7 @@ pub fn main_with(args: &Args) -> ExitCode {
         Err(error) => return refuse(&error, EXIT_CONFIG),
     };
     init_logging(config.log_format);
+    raise_file_limit();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return refuse(&error, 1),
@@ -50,6 +53,27 @@ pub fn main_with(args: &Args) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error @ StartError::Config(_)) => refuse(&error, EXIT_CONFIG),
         Err(error) => refuse(&error, 1),
+    }
+}
+
+/// Lets this process open as many files as it may: systems start programs with a limit of 1024 or so
+/// for the sake of those that use select(2), and each sidecar's connection is a file.
+fn raise_file_limit() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: maximum, maximum };
+    let limit = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => maximum,
+        Err(error) => {
+            tracing::debug!(%error, "the limit of open files stays as it is");
+            current
+        }
+    };
+    let wanted = Limits::default().connections as u64;
+    if let Some(limit) = limit.filter(|limit| *limit < wanted) {
+        tracing::info!(
+            limit,
+            "open files are limited: about so many connections at once; a sidecar has one, and two for moments"
+        );
     }
 }
 

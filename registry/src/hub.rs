@@ -4,7 +4,7 @@
 //! state together with its marks under one lock, so a transaction is never seen in parts, and a slow
 //! stream costs one mark a service however much happens meanwhile.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::hash::Hash;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,8 +17,9 @@ use tokio::sync::{Notify, watch};
 use crate::policies::Scope;
 use crate::state::{Changed, State};
 
-/// Changes whose way to the last subscriber is timed at once; older ones are no longer timed.
-const TIMED_LIMIT: usize = 1024;
+/// Changes whose way to the last subscriber is timed at once; older ones are no longer timed. Each may
+/// cost eight bytes in every stream.
+const TIMED_LIMIT: usize = 256;
 
 /// Names a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -42,7 +43,8 @@ struct Inner {
     serving: HashMap<ServiceName, BTreeSet<SubscriberId>>,
     /// Who asked whose an address is.
     asking: HashMap<SocketAddr, BTreeSet<SubscriberId>>,
-    timed: VecDeque<Timed>,
+    /// By position.
+    timed: BTreeMap<u64, Timed>,
 }
 
 struct Subscriber {
@@ -55,6 +57,8 @@ struct Subscriber {
     /// Updates sent and not acknowledged, oldest first: nonce, position.
     in_flight: VecDeque<(u64, u64)>,
     acknowledged: u64,
+    /// Positions of timed changes that it has not acknowledged, in order.
+    owed: VecDeque<u64>,
 }
 
 /// What a stream has yet to look at.
@@ -78,9 +82,9 @@ impl Marks {
 
 /// A published change that not every subscriber has acknowledged.
 struct Timed {
-    position: u64,
     since: Instant,
-    waiting: HashSet<SubscriberId>,
+    /// How many.
+    waiting: usize,
 }
 
 /// How far a removal got.
@@ -102,7 +106,7 @@ impl Hub {
             interested: HashMap::new(),
             serving: HashMap::new(),
             asking: HashMap::new(),
-            timed: VecDeque::new(),
+            timed: BTreeMap::new(),
         };
         Self { inner: Mutex::new(inner), progress: watch::Sender::new(0), convergence }
     }
@@ -117,8 +121,9 @@ impl Hub {
         self.lock().subscribers.len()
     }
 
-    /// Makes a state the newest, marks and wakes whom the change concerns.
-    pub fn publish(&self, state: Arc<State>, changed: &Changed) {
+    /// Makes a state the newest and marks whom the change concerns; returns them: they are to be woken
+    /// ([`Hub::wake`]).
+    pub fn publish(&self, state: Arc<State>, changed: &Changed) -> Vec<SubscriberId> {
         let mut inner = self.lock();
         let mut marked = inner.mark_policies(&changed.policies);
         let Inner { interested, asking, subscribers, .. } = &mut *inner;
@@ -144,20 +149,19 @@ impl Hub {
                 marked.insert(*id);
             }
         }
-        for id in &marked {
-            if let Some(subscriber) = subscribers.get(id) {
-                subscriber.wake.notify_one();
-            }
-        }
-        if !marked.is_empty() {
-            inner.timed.push_back(Timed { position: state.position, since: Instant::now(), waiting: marked });
-            if inner.timed.len() > TIMED_LIMIT {
-                inner.timed.pop_front();
-            }
-        }
+        inner.time(&marked, state.position);
         inner.state = state;
         drop(inner);
         self.advance();
+        marked.into_iter().collect()
+    }
+
+    /// Wakes streams.
+    pub fn wake(&self, ids: &[SubscriberId]) {
+        let inner = self.lock();
+        for subscriber in ids.iter().filter_map(|id| inner.subscribers.get(id)) {
+            subscriber.wake.notify_one();
+        }
     }
 
     /// Adds a stream of a sidecar of this namespace; `wake` is notified when there is something for it.
@@ -174,6 +178,7 @@ impl Hub {
             addresses: HashSet::new(),
             in_flight: VecDeque::new(),
             acknowledged: 0,
+            owed: VecDeque::new(),
         };
         inner.subscribers.insert(id, subscriber);
         id
@@ -192,7 +197,7 @@ impl Hub {
         for address in &subscriber.addresses {
             forget(&mut inner.asking, id, address);
         }
-        self.settle(&mut inner, id, u64::MAX);
+        self.settle(&mut inner.timed, subscriber.owed);
         drop(inner);
         self.advance();
     }
@@ -314,8 +319,8 @@ impl Hub {
         match subscriber.in_flight.back_mut() {
             Some(last) => last.1 = position,
             None => {
-                subscriber.acknowledged = position;
-                self.settle(&mut inner, id, position);
+                let has = subscriber.has_all_to(position);
+                self.settle(&mut inner.timed, has);
             }
         }
         drop(inner);
@@ -331,8 +336,8 @@ impl Hub {
             reached = Some(position);
         }
         let Some(position) = reached else { return };
-        subscriber.acknowledged = position;
-        self.settle(&mut inner, id, position);
+        let has = subscriber.has_all_to(position);
+        self.settle(&mut inner.timed, has);
         drop(inner);
         self.advance();
     }
@@ -343,6 +348,19 @@ impl Hub {
     pub async fn published(&self, position: u64) {
         let mut progress = self.progress.subscribe();
         while self.lock().state.position < position {
+            if progress.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Waits until no more than so many of those whom the change at a position concerned have yet to
+    /// acknowledge it.
+    ///
+    /// Cancel safety: safe.
+    pub async fn reached_all_but(&self, position: u64, few: usize) {
+        let mut progress = self.progress.subscribe();
+        while self.lock().timed.get(&position).is_some_and(|change| change.waiting > few) {
             if progress.changed().await.is_err() {
                 return;
             }
@@ -360,39 +378,40 @@ impl Hub {
         if tokio::time::timeout_at(deadline, self.published(position)).await.is_err() {
             return Reach { subscribers: 0, acknowledged: 0 };
         }
-        let concerned: Vec<SubscriberId> = {
+        let mut waiting: BTreeSet<SubscriberId> = {
             let inner = self.lock();
             let ids = services.iter().flat_map(|name| inner.interested.get(name).into_iter().flatten());
-            ids.copied().collect::<BTreeSet<_>>().into_iter().collect()
+            ids.copied().collect()
         };
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let subscribers = count(waiting.len());
         loop {
             progress.mark_unchanged();
-            let waiting = {
+            // One that is still to come keeps all the others from being looked at again: with thousands
+            // of streams, each acknowledgement would else look at thousands.
+            self.lock().skip_those_that_have(position, &mut waiting);
+            let late =
+                !waiting.is_empty() && tokio::time::timeout_at(deadline, progress.changed()).await.is_err();
+            if late {
                 let inner = self.lock();
-                let waits = |id: &&SubscriberId| inner.subscribers.get(id).is_some_and(|s| !s.has(position));
-                concerned.iter().filter(waits).count()
-            };
-            let late = waiting > 0 && tokio::time::timeout_at(deadline, progress.changed()).await.is_err();
-            if waiting == 0 || late {
-                let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-                return Reach {
-                    subscribers: count(concerned.len()),
-                    acknowledged: count(concerned.len() - waiting),
-                };
+                waiting.retain(|id| inner.waits(*id, position));
+            }
+            if waiting.is_empty() || late {
+                return Reach { subscribers, acknowledged: subscribers - count(waiting.len()) };
             }
         }
     }
 
-    fn settle(&self, inner: &mut Inner, id: SubscriberId, position: u64) {
-        inner.timed.retain_mut(|timed| {
-            if timed.position <= position {
-                timed.waiting.remove(&id);
+    /// Counts one subscriber less for each of these positions.
+    fn settle(&self, timed: &mut BTreeMap<u64, Timed>, positions: impl IntoIterator<Item = u64>) {
+        for position in positions {
+            let Some(change) = timed.get_mut(&position) else { continue };
+            change.waiting -= 1;
+            if change.waiting == 0 {
+                self.convergence.observe(change.since.elapsed().as_secs_f64());
+                timed.remove(&position);
             }
-            if timed.waiting.is_empty() {
-                self.convergence.observe(timed.since.elapsed().as_secs_f64());
-            }
-            !timed.waiting.is_empty()
-        });
+        }
     }
 
     fn advance(&self) {
@@ -406,6 +425,36 @@ impl Hub {
 }
 
 impl Inner {
+    /// Times a change until all who were marked have it.
+    fn time(&mut self, marked: &HashSet<SubscriberId>, position: u64) {
+        if marked.is_empty() {
+            return;
+        }
+        let timed = self.timed.entry(position).or_insert(Timed { since: Instant::now(), waiting: 0 });
+        timed.waiting += marked.len();
+        if self.timed.len() > TIMED_LIMIT {
+            self.timed.pop_first();
+        }
+        let oldest = self.timed.first_key_value().map_or(position, |(oldest, _)| *oldest);
+        for id in marked {
+            if let Some(subscriber) = self.subscribers.get_mut(id) {
+                while subscriber.owed.pop_front_if(|owed| *owed < oldest).is_some() {}
+                subscriber.owed.push_back(position);
+            }
+        }
+    }
+
+    /// Takes the first subscribers out, up to one that waits for a position.
+    fn skip_those_that_have(&self, position: u64, waiting: &mut BTreeSet<SubscriberId>) {
+        while waiting.first().is_some_and(|id| !self.waits(*id, position)) {
+            waiting.pop_first();
+        }
+    }
+
+    fn waits(&self, id: SubscriberId, position: u64) -> bool {
+        self.subscribers.get(&id).is_some_and(|subscriber| !subscriber.has(position))
+    }
+
     /// Marks the services whose policies changed, for whom they concern; returns whom.
     fn mark_policies(&mut self, scopes: &BTreeSet<Scope>) -> HashSet<SubscriberId> {
         let Self { interested, serving, subscribers, .. } = self;
@@ -448,6 +497,15 @@ fn forget<K: Hash + Eq>(index: &mut HashMap<K, BTreeSet<SubscriberId>>, id: Subs
 }
 
 impl Subscriber {
+    /// Notes that it has everything up to a position; returns which timed changes are among that.
+    fn has_all_to(&mut self, position: u64) -> VecDeque<u64> {
+        self.acknowledged = position;
+        let later = self.owed.partition_point(|owed| *owed <= position);
+        let mut has = std::mem::take(&mut self.owed);
+        self.owed = has.split_off(later);
+        has
+    }
+
     fn has(&self, position: u64) -> bool {
         self.acknowledged >= position || (self.dirty.is_empty() && self.in_flight.is_empty())
     }

@@ -29,6 +29,7 @@ pub mod policies;
 pub mod refusals;
 pub mod registrar;
 pub mod resources;
+pub mod sent;
 pub mod state;
 pub mod store;
 pub mod traces;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use outrigger_api::v1;
 use outrigger_common::name::ServiceName;
 
-use crate::state::ServiceState;
+use crate::state::{ServiceState, differences};
 
 /// A change copies one part of the index: with 100,000 addresses some 400 of them.
 const SHARDS: usize = 256;
@@ -33,8 +33,9 @@ pub struct Owners {
     shards: Arc<Vec<Shard>>,
 }
 
-/// Claims, the one that counts first.
-type Shard = Arc<HashMap<SocketAddr, BTreeSet<Claim>>>;
+/// Claims in order, the one that counts first. Nearly always there is one, and a tree would have room for
+/// eleven.
+type Shard = Arc<HashMap<SocketAddr, Vec<Claim>>>;
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Claim {
@@ -75,7 +76,7 @@ impl Owners {
             before.entry(address).or_insert_with(|| self.of(address));
             let shard = self.shard(address);
             if let Some(claims) = shard.get_mut(&address) {
-                claims.remove(&claim);
+                claims.retain(|known| *known != claim);
                 if claims.is_empty() {
                     shard.remove(&address);
                 }
@@ -83,13 +84,16 @@ impl Owners {
         }
         for (address, claim) in claims(name, new, old) {
             before.entry(address).or_insert_with(|| self.of(address));
-            self.shard(address).entry(address).or_default().insert(claim);
+            let claims = self.shard(address).entry(address).or_insert_with(|| Vec::with_capacity(1));
+            if let Err(place) = claims.binary_search(&claim) {
+                claims.insert(place, claim);
+            }
         }
         before.retain(|address, owner| self.of(*address) != *owner);
         before.into_keys().collect()
     }
 
-    fn shard(&mut self, address: SocketAddr) -> &mut HashMap<SocketAddr, BTreeSet<Claim>> {
+    fn shard(&mut self, address: SocketAddr) -> &mut HashMap<SocketAddr, Vec<Claim>> {
         let shards = Arc::make_mut(&mut self.shards);
         shards.resize_with(SHARDS, Shard::default);
         Arc::make_mut(&mut shards[shard(address)])
@@ -118,11 +122,9 @@ fn claims(
             found.push((SocketAddr::new(ip, port), claim));
         }
     }
-    for (key, endpoint) in &of.endpoints {
-        let kept = but.and_then(|but| but.endpoints.get(key));
-        if kept.is_some_and(|kept| Arc::ptr_eq(kept, endpoint)) {
-            continue;
-        }
+    let none = BTreeMap::new();
+    for (key, _, endpoint) in differences(but.map_or(&none, |but| &but.endpoints), &of.endpoints) {
+        let Some(endpoint) = endpoint else { continue };
         let (workload, port) = key.clone();
         let rank = Rank::Workload(Reverse(endpoint.since));
         let claim = Claim { rank, service: name.clone(), port, workload: Some(workload) };
@@ -180,7 +182,8 @@ mod tests {
         let port = |number: &u16| v1::Port { number: (*number).into(), ..Default::default() };
         let endpoint = |&(id, port, at, since): &(&str, u16, &str, u64)| {
             let endpoint = v1::Endpoint { workload: id.into(), port: port.into(), ..Default::default() };
-            let state = EndpointState { endpoint, application: at.parse().unwrap(), since, lease: None };
+            let application = at.parse().unwrap();
+            let state = EndpointState { endpoint, application, since, lease: None, digest: 0 };
             ((id.into(), port), Arc::new(state))
         };
         ServiceState {
@@ -188,6 +191,7 @@ mod tests {
             ports: ports.iter().map(port).collect(),
             addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
             endpoints: endpoints.iter().map(endpoint).collect(),
+            memo: Default::default(),
         }
     }
 

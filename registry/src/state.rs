@@ -3,6 +3,7 @@
 //! Pure. Streams are served from a `State` and nothing else, so another source (an orchestrator's
 //! API) only has to produce these: its `position` is then a count of its own.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use crate::model::{
 };
 use crate::owners::Owners;
 use crate::policies::{Policies, Rows, Scope};
+use crate::sent::{Memo, digest};
 use crate::store::{Change, Entry, LeaseId, Range, Transaction};
 
 /// The mesh at one position of its source. Shares with its predecessors what did not change.
@@ -56,6 +58,8 @@ pub struct ServiceState {
     pub addresses: Vec<IpAddr>,
     /// By workload and service port.
     pub endpoints: BTreeMap<EndpointId, Arc<EndpointState>>,
+    /// What streams were told of it.
+    pub memo: Memo,
 }
 
 /// Workload and service port.
@@ -72,6 +76,8 @@ pub struct EndpointState {
     pub since: u64,
     /// The lease it lives by, if its source has leases.
     pub lease: Option<LeaseId>,
+    /// What tells it from other endpoints and other forms of itself, as far as sidecars hear of it.
+    pub digest: u64,
 }
 
 impl State {
@@ -104,13 +110,73 @@ impl ServiceState {
 
     /// Whether two forms say the same, whenever they came to be.
     fn is_as(&self, other: &Self) -> bool {
-        self.ports == other.ports && self.addresses == other.addresses && self.endpoints == other.endpoints
+        let alike = |(_, old, new): Difference<'_>| old.is_some() && old == new;
+        self.ports == other.ports
+            && self.addresses == other.addresses
+            && differences(&other.endpoints, &self.endpoints).all(alike)
     }
 
     /// The whole service as sidecars hear of it.
     pub fn to_service(&self, name: &ServiceName) -> v1::Service {
         let endpoints = self.endpoints.values().map(|endpoint| endpoint.endpoint.clone()).collect();
         v1::Service { name: name.to_string(), ports: self.ports.clone(), endpoints }
+    }
+
+    /// What tells this form from others that sidecars may hold, whatever became of the registry.
+    pub fn digest(&self) -> u64 {
+        let endpoints = || self.endpoints.values().map(|endpoint| endpoint.digest).collect::<Vec<_>>();
+        self.memo.digest(|| digest((&self.ports, endpoints())))
+    }
+}
+
+/// A key with its endpoint in an old form and in a new one.
+pub type Difference<'a> = (&'a EndpointId, Option<&'a Arc<EndpointState>>, Option<&'a Arc<EndpointState>>);
+
+/// What two forms of a service do not share, in the order of the keys: endpoints that one of them alone
+/// has, and those that were made anew. One walk over both.
+pub fn differences<'a>(
+    old: &'a BTreeMap<EndpointId, Arc<EndpointState>>,
+    new: &'a BTreeMap<EndpointId, Arc<EndpointState>>,
+) -> impl Iterator<Item = Difference<'a>> {
+    let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
+    let pairs = std::iter::from_fn(move || {
+        let order = match (old.peek(), new.peek()) {
+            (None, None) => return None,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some((a, _)), Some((b, _))) => a.cmp(b),
+        };
+        let before = if order.is_le() { old.next() } else { None };
+        let after = if order.is_ge() { new.next() } else { None };
+        let key = before.or(after)?.0;
+        Some((key, before.map(|(_, endpoint)| endpoint), after.map(|(_, endpoint)| endpoint)))
+    });
+    pairs.filter(|(_, old, new)| !matches!((old, new), (Some(old), Some(new)) if Arc::ptr_eq(old, new)))
+}
+
+/// Services that a step touches.
+#[derive(Debug, Default)]
+struct Touched(BTreeMap<ServiceName, Extent>);
+
+/// What of a service a step touches.
+#[derive(Debug)]
+enum Extent {
+    /// All of it.
+    Whole,
+    /// What these workloads offer of it, by key.
+    Workloads(BTreeSet<Arc<str>>),
+}
+
+impl Touched {
+    fn whole(&mut self, name: ServiceName) {
+        self.0.insert(name, Extent::Whole);
+    }
+
+    fn workload(&mut self, name: ServiceName, key: &Arc<str>) {
+        match self.0.entry(name).or_insert_with(|| Extent::Workloads(BTreeSet::new())) {
+            Extent::Whole => {}
+            Extent::Workloads(keys) => _ = keys.insert(key.clone()),
+        }
     }
 }
 
@@ -179,7 +245,8 @@ impl Fold {
     /// Replaces everything by what was read at one revision: at the start, and when the changes in
     /// between are no longer known.
     pub fn reset(&mut self, range: &Range) -> Changed {
-        let mut names: BTreeSet<ServiceName> = self.state.services.keys().cloned().collect();
+        let mut touched = Touched::default();
+        self.state.services.keys().for_each(|name| touched.whole(name.clone()));
         let mut state = self.state.clone();
         if state.position == 0 {
             Arc::make_mut(&mut state).policies.forget_before(range.revision);
@@ -187,30 +254,30 @@ impl Fold {
         let governing = Rows::after(&state.policies);
         *self = Self { state, governing, ..Self::new("") };
         for entry in &range.entries {
-            self.put(entry, &mut names);
+            self.put(entry, &mut touched);
         }
-        self.finish(range.revision, names)
+        self.finish(range.revision, touched)
     }
 
     /// Applies transactions, all as one step.
     pub fn apply(&mut self, transactions: &[Arc<Transaction>]) -> Changed {
-        let mut names = BTreeSet::new();
+        let mut touched = Touched::default();
         for change in transactions.iter().flat_map(|transaction| &transaction.changes) {
-            self.change(change, &mut names);
+            self.change(change, &mut touched);
         }
         let position = transactions.last().map_or(self.state.position, |last| last.revision);
-        self.finish(position, names)
+        self.finish(position, touched)
     }
 
-    fn change(&mut self, change: &Change, names: &mut BTreeSet<ServiceName>) {
+    fn change(&mut self, change: &Change, touched: &mut Touched) {
         match &change.after {
-            Some(entry) => self.put(entry, names),
-            None => self.delete(&change.key, names),
+            Some(entry) => self.put(entry, touched),
+            None => self.delete(&change.key, touched),
         }
     }
 
     /// A row that cannot be read is left out, loudly: one bad row must not take the mesh down.
-    fn put(&mut self, entry: &Entry, names: &mut BTreeSet<ServiceName>) {
+    fn put(&mut self, entry: &Entry, touched: &mut Touched) {
         let key: &str = &entry.key;
         if let Some(name) = key.strip_prefix(SERVICES).and_then(service_of) {
             match resource(entry) {
@@ -226,7 +293,7 @@ impl Fold {
                 }
                 Some(_) | None => _ = self.applied.remove(&name),
             }
-            names.insert(name);
+            touched.whole(name);
         } else if key == MESH_CONFIG_KEY {
             if let Some(Resource::MeshConfig { spec }) = resource(entry) {
                 let defaults = spec.defaults.map(|defaults| serde_json::to_string(&defaults));
@@ -259,59 +326,59 @@ impl Fold {
                 Ok(row) => _ = self.registered.insert(name.clone(), row),
                 Err(error) => tracing::error!(%error, "row left out"),
             }
-            names.insert(name);
+            touched.whole(name);
         } else if let Some(rest) = key.strip_prefix(WORKLOADS) {
-            self.remove_workload(rest, names);
+            self.remove_workload(rest, touched);
             match decode::<WorkloadRow>(entry) {
                 Ok(row) => {
                     let (id, lease) = (row.id.as_str().into(), entry.lease);
                     let workload = Workload { id, row, lease, revision: entry.revision };
-                    self.add_workload(rest.into(), workload, names);
+                    self.add_workload(rest.into(), workload, touched);
                 }
                 Err(error) => tracing::error!(%error, "row left out"),
             }
         }
     }
 
-    fn delete(&mut self, key: &str, names: &mut BTreeSet<ServiceName>) {
+    fn delete(&mut self, key: &str, touched: &mut Touched) {
         if let Some(name) = key.strip_prefix(SERVICES).and_then(service_of) {
             self.applied.remove(&name);
-            names.insert(name);
+            touched.whole(name);
         } else if key == MESH_CONFIG_KEY {
             self.settings = default_settings();
         } else if let Some(rest) = governing(key) {
             self.governing.delete(rest);
         } else if let Some(name) = key.strip_prefix(PORTS).and_then(service_of) {
             self.registered.remove(&name);
-            names.insert(name);
+            touched.whole(name);
         } else if let Some(rest) = key.strip_prefix(WORKLOADS) {
-            self.remove_workload(rest, names);
+            self.remove_workload(rest, touched);
         }
     }
 
-    fn add_workload(&mut self, key: Arc<str>, workload: Workload, names: &mut BTreeSet<ServiceName>) {
+    fn add_workload(&mut self, key: Arc<str>, workload: Workload, touched: &mut Touched) {
         for name in workload.services() {
             self.serving.entry(name.clone()).or_default().insert(key.clone());
-            names.insert(name);
+            touched.workload(name, &key);
         }
         self.workloads.insert(key, workload);
     }
 
-    fn remove_workload(&mut self, key: &str, names: &mut BTreeSet<ServiceName>) {
-        let Some(workload) = self.workloads.remove(key) else { return };
+    fn remove_workload(&mut self, key: &str, touched: &mut Touched) {
+        let Some((key, workload)) = self.workloads.remove_entry(key) else { return };
         for name in workload.services() {
             if let Some(serving) = self.serving.get_mut(&name) {
-                serving.remove(key);
+                serving.remove(&key);
                 if serving.is_empty() {
                     self.serving.remove(&name);
                 }
             }
-            names.insert(name);
+            touched.workload(name, &key);
         }
     }
 
     /// Builds the next state; services whose content is as before are neither replaced nor reported.
-    fn finish(&mut self, position: u64, names: BTreeSet<ServiceName>) -> Changed {
+    fn finish(&mut self, position: u64, touched: Touched) -> Changed {
         let mut next = State { position, ..(*self.state).clone() };
         let (policies, scopes) = self.governing.finish(position, &next.policies);
         next.policies = policies;
@@ -320,9 +387,13 @@ impl Fold {
         if changed.mesh {
             next.mesh = MeshState { changed: position, settings: self.settings.clone() };
         }
-        for name in names {
+        for (name, extent) in touched.0 {
             let old = next.services.get(&name);
-            let new = self.build(&name, position, old.map(AsRef::as_ref));
+            let new = match (old, &extent) {
+                (Some(old), Extent::Workloads(keys)) => self.patched(&name, position, old, keys),
+                _ => None,
+            };
+            let new = new.or_else(|| self.build(&name, position, old.map(AsRef::as_ref)));
             let same = match (old, &new) {
                 (None, None) => true,
                 (Some(old), Some(new)) => old.is_as(new),
@@ -338,6 +409,9 @@ impl Fold {
                 }
                 let others = next.owners.replace(&name, old.map(AsRef::as_ref), new.as_ref());
                 changed.addresses.extend(others);
+                if let Some(old) = old {
+                    old.memo.superseded();
+                }
                 match new {
                     Some(new) => _ = next.services.insert(name.clone(), Arc::new(new)),
                     None => _ = next.services.remove(&name),
@@ -354,20 +428,11 @@ impl Fold {
         let mut endpoints = BTreeMap::new();
         for workload in self.serving(name) {
             for served in workload.row.served(name) {
-                if !rows.iter().any(|port| port.number == served.port.number) {
-                    continue;
+                if rows.iter().any(|port| port.number == served.port.number) {
+                    let key = (workload.id.clone(), served.port.number);
+                    let endpoint = workload.endpoint(served, old.and_then(|old| old.endpoints.get(&key)));
+                    endpoints.insert(key, endpoint);
                 }
-                let key = (workload.id.clone(), served.port.number);
-                let mut endpoint = workload.endpoint(served);
-                let old = old.and_then(|old| old.endpoints.get(&key));
-                let same_place = |old: &&Arc<EndpointState>| {
-                    (old.application, old.lease) == (endpoint.application, endpoint.lease)
-                };
-                if let Some(old) = old.filter(same_place) {
-                    endpoint.since = old.since;
-                }
-                let kept = old.filter(|kept| kept.is_as(&endpoint));
-                endpoints.insert(key, kept.cloned().unwrap_or_else(|| Arc::new(endpoint)));
             }
         }
         let addresses = self.applied.get(name).map(|applied| applied.addresses.clone());
@@ -376,7 +441,50 @@ impl Fold {
             ports: rows.iter().map(Into::into).collect(),
             addresses: addresses.unwrap_or_default(),
             endpoints,
+            memo: Memo::default(),
         })
+    }
+
+    /// The service with other endpoints of these workloads alone: what there is of it besides is not looked
+    /// at. None where its ports may be others as well.
+    fn patched(
+        &self,
+        name: &ServiceName,
+        position: u64,
+        old: &ServiceState,
+        keys: &BTreeSet<Arc<str>>,
+    ) -> Option<ServiceState> {
+        let applied = self.applied.get(name);
+        let rows = match applied {
+            Some(applied) => &applied.ports,
+            None => &self.registered.get(name)?.ports,
+        };
+        let known = |number: u16| rows.iter().any(|port| port.number == number);
+        if !old.ports.iter().eq(&rows.iter().map(v1::Port::from).collect::<Vec<_>>()) {
+            return None;
+        }
+        let mut endpoints = old.endpoints.clone();
+        for key in keys {
+            let (_, id) = key.split_once('/')?;
+            let id: Arc<str> = id.into();
+            let before: Vec<EndpointId> =
+                endpoints.range((id.clone(), 0)..=(id, u16::MAX)).map(|(key, _)| key.clone()).collect();
+            for key in &before {
+                endpoints.remove(key);
+            }
+            let Some(workload) = self.workloads.get(key) else { continue };
+            for served in workload.row.served(name) {
+                let key = (workload.id.clone(), served.port.number);
+                if known(served.port.number) {
+                    let endpoint = workload.endpoint(served, old.endpoints.get(&key));
+                    endpoints.insert(key, endpoint);
+                } else if applied.is_none() {
+                    return None;
+                }
+            }
+        }
+        let (ports, addresses) = (old.ports.clone(), old.addresses.clone());
+        Some(ServiceState { changed: position, ports, addresses, endpoints, memo: Memo::default() })
     }
 
     /// A service's ports, in the order of their numbers; none if there is no such service. An applied
@@ -404,7 +512,8 @@ impl Workload {
         self.row.ports.iter().filter_map(|served| ServiceName::parse(&served.service).ok()).collect()
     }
 
-    fn endpoint(&self, served: &ServedRow) -> EndpointState {
+    /// What it offers; the same as `old` where that says the same.
+    fn endpoint(&self, served: &ServedRow, old: Option<&Arc<EndpointState>>) -> Arc<EndpointState> {
         let endpoint = v1::Endpoint {
             workload: self.row.id.clone(),
             port: served.port.number.into(),
@@ -416,7 +525,17 @@ impl Workload {
             weight: self.row.weight.into(),
         };
         let application = SocketAddr::new(self.row.address, served.target_port);
-        EndpointState { endpoint, application, since: self.revision, lease: self.lease }
+        let (since, lease) = (self.revision, self.lease);
+        let mut new = EndpointState { endpoint, application, since, lease, digest: 0 };
+        match old {
+            Some(old) if old.is_as(&new) => return old.clone(),
+            Some(old) if (old.application, old.lease) == (new.application, new.lease) => {
+                new.since = old.since;
+            }
+            Some(_) | None => {}
+        }
+        new.digest = digest(&new.endpoint);
+        Arc::new(new)
     }
 }
 

@@ -13,7 +13,7 @@ use outrigger_common::drain::Drain;
 use outrigger_common::identity::SpiffeId;
 use outrigger_common::mtls;
 use outrigger_common::tasks::Tasks;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
@@ -27,7 +27,7 @@ use super::refusal::{Refusal, Strangers};
 use crate::metrics::Metrics;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Handshakes at once; more wait in the kernel's queue.
+/// Handshakes at once; more wait in the kernel's queue. With fewer, slow clients would hold up the others.
 const MAX_HANDSHAKES: usize = 256;
 /// Pause after a failed accept (no file descriptors left), so as not to spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -63,6 +63,25 @@ pub(crate) struct Port {
     pub(crate) limits: Limits,
     /// Counts handshakes.
     pub(crate) metrics: Arc<Metrics>,
+    /// Knows whether clients wait.
+    pub(crate) crowd: Crowd,
+}
+
+/// Places for handshakes; all clients come at once after a restart, and most have to wait for one.
+#[derive(Debug, Clone)]
+pub(crate) struct Crowd(Arc<Semaphore>);
+
+impl Default for Crowd {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(MAX_HANDSHAKES)))
+    }
+}
+
+impl Crowd {
+    /// Whether so many handshakes are under way that more clients are likely to wait for theirs.
+    pub(crate) fn is_there(&self) -> bool {
+        self.0.available_permits() < MAX_HANDSHAKES / 2
+    }
 }
 
 /// Accepts connections until the drain; those that finish their handshake come out of the channel.
@@ -72,8 +91,7 @@ pub(crate) fn accept(
     drain: Drain,
 ) -> (impl Future<Output = ()> + Send, mpsc::Receiver<io::Result<Connection>>) {
     let (ready, connections) = mpsc::channel(QUEUE);
-    let Port { listener, tls, limits, metrics } = port;
-    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let Port { listener, tls, limits, metrics, crowd: Crowd(handshakes) } = port;
     let places = Arc::new(Places::new(limits));
     let strangers = Arc::new(Strangers::default());
     let accepting = async move {
@@ -132,8 +150,14 @@ async fn shake_hands(
     strangers: &Strangers,
 ) -> Option<(TlsStream<TcpStream>, Proven)> {
     let _unsupported = stream.set_nodelay(true);
-    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await;
-    let stream = match handshake.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, async {
+        // One that gave up while it waited in the queue is not worth the work of a handshake.
+        if stream.ready(Interest::READABLE).await?.is_read_closed() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        acceptor.accept(stream).await
+    });
+    let stream = match handshake.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
         Ok(stream) => stream,
         Err(error) => {
             let refusal = Refusal::of(&error);

@@ -5,16 +5,13 @@ use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use outrigger_api::v1::discovery_server::Discovery as DiscoveryService;
 use outrigger_api::v1::watch_request::Message as Asked;
-use outrigger_api::v1::watch_response::Message as Told;
 use outrigger_api::{FEATURE_ADDRESSES, PROTOCOL_VERSION, v1};
 use outrigger_common::identity::SpiffeId;
 use outrigger_common::name::ServiceName;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Status, Streaming};
 
 use super::connection::MAX_WATCHES;
 use super::{Caller, Services, caller};
@@ -22,6 +19,7 @@ use crate::hub::SubscriberId;
 use crate::join::unix;
 use crate::owners;
 use crate::refusals::Refusal;
+use crate::sent;
 use crate::watch::{Cursor, View};
 
 /// Services one stream may subscribe to.
@@ -40,16 +38,17 @@ const EXPIRY_CHECK: Duration = Duration::from_secs(30);
 
 pub(super) struct Discovery(pub(super) Services);
 
-type Reply = Result<v1::WatchResponse, Status>;
+pub(super) type Reply = Result<sent::Response, Status>;
 
-#[tonic::async_trait]
-impl DiscoveryService for Discovery {
-    type WatchStream = ReceiverStream<Reply>;
-
-    async fn watch(
+impl Discovery {
+    /// Begins a stream in a task of its own; returns what it tells.
+    ///
+    /// # Errors
+    /// Without a certificate; too many streams of one connection.
+    pub(super) fn watch(
         &self,
         request: Request<Streaming<v1::WatchRequest>>,
-    ) -> Result<Response<Self::WatchStream>, Status> {
+    ) -> Result<mpsc::Receiver<Reply>, Status> {
         let caller = caller(&request)?;
         let watch = caller.watches.clone().try_acquire_owned().map_err(|_| {
             Status::resource_exhausted(format!(
@@ -74,7 +73,7 @@ impl DiscoveryService for Discovery {
                 let _full = replies.try_send(Err(status));
             }
         });
-        Ok(Response::new(ReceiverStream::new(stream)))
+        Ok(stream)
     }
 }
 
@@ -123,8 +122,8 @@ async fn serve(
     let wake = Arc::new(Notify::new());
     let mut stream = Stream::join(services, peer, wake.clone());
     let welcome = stream.hello(&hello)?;
-    let welcome = v1::WatchResponse { message: Some(Told::Welcome(welcome)) };
-    if replies.send(Ok(welcome)).await.is_err() {
+    drop(hello);
+    if replies.send(Ok(welcome.into())).await.is_err() {
         return Ok(());
     }
     let mut pending = true;
@@ -146,7 +145,7 @@ async fn serve(
             place = replies.reserve(), if may_send => {
                 let Ok(place) = place else { return Ok(()) };
                 match stream.next_update() {
-                    Some(update) => place.send(Ok(v1::WatchResponse { message: Some(Told::Update(update)) })),
+                    Some(update) => place.send(Ok(update.into())),
                     None => pending = false,
                 }
             }
@@ -181,7 +180,7 @@ impl Stream {
         if resumed.is_none() && !hello.cursor.is_empty() {
             self.held_until = self.services.settled;
         }
-        self.view.resume(&state, resumed.as_ref().map(|cursor| cursor.position), &names);
+        self.view.resume(&state, resumed.as_ref(), &names);
         let mesh = resumed.as_ref().is_none_or(|cursor| state.mesh.changed > cursor.position);
         hub.subscribe(self.id, names, mesh);
         hub.serve(self.id, serves);
@@ -283,7 +282,7 @@ impl Stream {
     }
 
     /// The update that brings the sidecar to the newest state; none if it is there.
-    fn next_update(&mut self) -> Option<v1::Update> {
+    fn next_update(&mut self) -> Option<sent::Update> {
         let hub = &self.services.hub;
         let (state, marks) = hub.take(self.id, self.nonce, self.answer)?;
         let changes = self.view.advance(&state, &marks);
@@ -295,8 +294,9 @@ impl Stream {
         let nonce = self.nonce;
         self.nonce += 1;
         self.services.metrics.pushes.inc();
-        let cursor = Cursor { source: state.source.to_string(), position: state.position }.encode();
-        Some(v1::Update { nonce, cursor, revision: state.position, changes })
+        let (source, position) = (state.source.to_string(), state.position);
+        let cursor = Cursor { source, position, held: self.view.digests() }.encode().into();
+        Some(sent::Update { nonce, cursor, revision: position, changes })
     }
 }
 

@@ -8,6 +8,7 @@ mod limits;
 mod refusal;
 mod registration;
 mod traces;
+mod watch_server;
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -15,7 +16,6 @@ use std::time::{Duration, SystemTime};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::TraceServiceServer;
 use outrigger_api::v1::admin_server::AdminServer;
 use outrigger_api::v1::certificates_server::CertificatesServer;
-use outrigger_api::v1::discovery_server::DiscoveryServer;
 use outrigger_api::v1::join_server::JoinServer;
 use outrigger_api::v1::registration_server::RegistrationServer;
 use outrigger_common::drain::Drain;
@@ -29,8 +29,9 @@ use tonic::transport::Server;
 use tonic::transport::server::Router;
 use tonic::{Request, Status};
 
-pub(crate) use self::connection::{PeerInfo, Port, accept};
+pub(crate) use self::connection::{Crowd, PeerInfo, Port, accept};
 pub use self::limits::Limits;
+use self::watch_server::WatchServer;
 use crate::hub::Hub;
 use crate::join::Joins;
 use crate::metrics::Metrics;
@@ -147,8 +148,7 @@ pub(crate) fn routes(services: &Services) -> Router {
     let (workloads, admin) = (guard(Allowed::Workloads), guard(Allowed::Admin));
     let certificates = certificate::Certificates(services.joins.clone());
     let join = JoinServer::new(certificates.clone()).max_decoding_message_size(64 << 10);
-    let discovery =
-        DiscoveryServer::new(discovery::Discovery(services.clone())).max_decoding_message_size(MAX_REQUEST);
+    let discovery = WatchServer::new(discovery::Discovery(services.clone()));
     let traces =
         TraceServiceServer::new(traces::Receiver(services.clone())).max_decoding_message_size(MAX_REQUEST);
     let resources = AdminServer::new(admin::Admin(services.clone())).max_decoding_message_size(16 << 20);

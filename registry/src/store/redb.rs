@@ -30,8 +30,13 @@ const HISTORY_LIMIT: usize = 4096;
 const HISTORY_BYTES: usize = 16 << 20;
 /// Transactions that may wait for the writer; more wait in their callers.
 const QUEUE: usize = 1024;
-/// Transactions handed to a watcher at once.
-const WATCH_BATCH: usize = 256;
+/// How long nobody must have waited before it is believed that all who wanted to be are connected: the
+/// longest pause a sidecar makes between two attempts.
+pub const CALM: Duration = Duration::from_secs(5);
+/// Longest time for which clients that wait to be connected keep all leases from ending.
+pub const LONGEST_CROWD: Duration = Duration::from_secs(60);
+/// Transactions handed to a watcher at once: whoever paused takes all that came meanwhile.
+const WATCH_BATCH: usize = HISTORY_LIMIT;
 
 /// The store in a data directory. Dropping it stops the writer after what is queued.
 pub struct RedbStore {
@@ -144,12 +149,25 @@ impl RedbStore {
 
     /// Says for as long as it is polled that renewals are read: run it on the thread that reads them.
     /// While that thread is away no lease ends, and once it is back each has a full time again.
-    /// Without this only the absence of the whole process counts.
+    /// Without this only the absence of the whole process counts. Renewals of clients that wait to be
+    /// connected are not read either: while there is a `crowd` of those, and until there has been none for
+    /// [`CALM`], the thread counts as away, for [`LONGEST_CROWD`] at a time, since strangers may be one.
     ///
     /// Cancel safety: safe, but leases end no more once it was polled and is dropped.
-    pub async fn attend(&self) {
+    pub async fn attend(&self, crowd: impl Fn() -> bool) {
+        // When there was a crowd first, and last.
+        let mut crowded: Option<(Instant, Instant)> = None;
+        // Nobody is away who never was there.
+        self.shared.lock().leases.attend(Instant::now());
         loop {
-            self.shared.lock().leases.attend(Instant::now());
+            let now = Instant::now();
+            crowded = crowded.filter(|(_, last)| now.duration_since(*last) < CALM);
+            if crowd() {
+                crowded = Some((crowded.map_or(now, |(first, _)| first), now));
+            }
+            if crowded.is_none_or(|(first, _)| now.duration_since(first) > LONGEST_CROWD) {
+                self.shared.lock().leases.attend(now);
+            }
             tokio::time::sleep(MAX_ATTENDANCE).await;
         }
     }

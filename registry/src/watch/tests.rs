@@ -7,6 +7,7 @@ use outrigger_api::document::parse_yaml;
 use outrigger_api::resource::attachment::Attachment;
 use outrigger_api::resource::{API_VERSION, GATEWAY_API_VERSION, Resource, ServicePort, ServiceSpec};
 use prometheus::{Histogram, HistogramOpts};
+use prost::Message;
 use tokio::sync::Notify;
 
 use super::*;
@@ -92,7 +93,7 @@ impl Stream {
         // The Hello names what is held; what was asked for and not answered is asked for again.
         let held: Vec<_> = sidecar.held.keys().map(|name| ServiceName::parse(name).unwrap()).collect();
         // What it holds of policies is not thrown away: the registry says so if there are none.
-        view.resume(&state, resumed.as_ref().map(|cursor| cursor.position), &held);
+        view.resume(&state, resumed.as_ref(), &held);
         if resumed.is_none() {
             sidecar.held.clear();
         }
@@ -111,7 +112,9 @@ impl Stream {
             hub.nothing_to_send(self.id, self.nonce);
             return;
         }
-        let cursor = Cursor { source: state.source.to_string(), position: state.position }.encode();
+        let changes = changes.into_iter().map(|change| v1::Change::decode(change).unwrap()).collect();
+        let (source, position) = (state.source.to_string(), state.position);
+        let cursor = Cursor { source, position, held: self.view.digests() }.encode();
         self.wire.push_back(v1::Update { nonce: self.nonce, cursor, revision: state.position, changes });
         self.nonce += 1;
     }
@@ -126,7 +129,7 @@ struct World {
 }
 
 impl World {
-    fn set(&mut self, changes: &mut Vec<Write>, key: String, value: Option<bytes::Bytes>) {
+    fn set(&mut self, changes: &mut Vec<Write>, key: String, value: Option<Bytes>) {
         let before = self.entries.get(&key).cloned();
         let after = value.map(|value| Entry {
             key: key.as_str().into(),
@@ -536,6 +539,50 @@ fn a_refused_service_is_sent_whole_the_next_time() {
     assert!(matches!(stream.wire[1].changes[0].change, Some(Kind::Service(_))));
 }
 
+#[test]
+fn a_registry_that_started_again_sends_only_what_changed_while_it_was_away() {
+    let (hub, mut fold) = two_services();
+    let mut sidecar = Sidecar { namespace: "n", serves: vec![service(2)], ..Sidecar::default() };
+    sidecar.subscribed.extend([service(0), service(1)]);
+    let mut stream = Stream::open(&hub, &mut sidecar);
+    stream.send(&hub);
+    sidecar.apply(stream.wire.pop_front().unwrap());
+    let ports = |number: u16, revision: u64, n: usize| Entry {
+        key: ports_key(&service(n)).into(),
+        value: encode(&PortsRow { ports: vec![port(number)] }),
+        revision,
+        lease: None,
+    };
+    // Something else changes, which this sidecar does not hear of: its cursor is behind from then on.
+    let other = Write { key: ports_key(&service(4)).into(), before: None, after: Some(ports(1, 2, 4)) };
+    let changed = fold.apply(&[Arc::new(Transaction { revision: 2, changes: vec![other] })]);
+    hub.publish(fold.state().clone(), &changed);
+    stream.send(&hub);
+    assert!(stream.wire.is_empty());
+    for (number, kept, told) in [(1, true, 0), (9, true, 1), (1, false, 2)] {
+        let mut fold = Fold::new("store");
+        let entries = vec![ports(1, 1, 0), ports(number, 3, 1), ports(1, 2, 4)];
+        let changed = fold.reset(&Range { revision: 3, entries });
+        let hub = self::hub(&fold);
+        hub.publish(fold.state().clone(), &changed);
+        let mut back =
+            Sidecar { held: sidecar.held.clone(), cursor: sidecar.cursor.clone(), ..Sidecar::default() };
+        (back.namespace, back.serves) = ("n", vec![service(2)]);
+        if !kept {
+            // As an earlier release gave them out.
+            back.cursor = Cursor { held: vec![], ..Cursor::decode(&back.cursor).unwrap() }.encode();
+        }
+        let mut stream = Stream::open(&hub, &mut back);
+        stream.send(&hub);
+        let changes: Vec<_> = stream.wire.into_iter().flat_map(|update| update.changes).collect();
+        let services = changes.iter().filter(|change| matches!(change.change, Some(Kind::Service(_))));
+        assert_eq!(services.count(), told);
+        // One that is sent again comes with its policies.
+        let all = if kept { 2 * told } else { changes.len() };
+        assert_eq!(changes.len(), all, "{changes:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_wait_ends_when_every_subscriber_has_it_or_is_gone() {
     let (hub, _fold) = two_services();
@@ -558,8 +605,13 @@ async fn a_wait_ends_when_every_subscriber_has_it_or_is_gone() {
 
 #[test]
 fn cursors_survive_a_round_trip_and_rubbish_is_none() {
-    let cursor = Cursor { source: "abc".into(), position: 7 };
-    assert_eq!(Cursor::decode(&cursor.encode()), Some(cursor));
+    for held in [vec![], vec![0], vec![u64::MAX, 1]] {
+        let cursor = Cursor { source: "abc".into(), position: 7, held };
+        let mut bytes = cursor.encode();
+        assert_eq!(Cursor::decode(&bytes), Some(cursor));
+        bytes.extend(*b"\0x");
+        assert_eq!(Cursor::decode(&bytes), None);
+    }
     assert_eq!(Cursor::decode(b"short"), None);
     assert_eq!(Cursor::decode(b"12345678\xff\xff"), None);
 }

@@ -123,6 +123,27 @@ async fn keys_vanish_with_their_lease_in_one_transaction() {
 }
 
 #[tokio::test]
+async fn no_lease_ends_while_clients_wait_to_be_connected() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).unwrap();
+    let crowd = std::sync::atomic::AtomicBool::new(true);
+    let lease = store.grant(Duration::from_millis(400)).await.unwrap();
+    store.commit(leased("w/1", lease)).await.unwrap();
+    let mut watch = store.watch(2).await.unwrap();
+    let waiting = async {
+        let early = tokio::time::timeout(Duration::from_millis(1600), watch.next()).await;
+        assert!(early.is_err(), "its renewal may be among what is not read yet");
+        crowd.store(false, std::sync::atomic::Ordering::Relaxed);
+        tokio::time::timeout(Duration::from_secs(20), watch.next()).await.unwrap().unwrap();
+    };
+    tokio::select! {
+        () = waiting => {}
+        () = store.attend(|| crowd.load(std::sync::atomic::Ordering::Relaxed)) => {}
+    }
+    assert_eq!(keys(&store, "", None).await, [] as [&str; 0]);
+}
+
+#[tokio::test]
 async fn a_revoked_lease_takes_its_keys_and_a_moved_key_stays() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).unwrap();
