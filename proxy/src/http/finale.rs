@@ -37,6 +37,8 @@ struct State {
     answers: AtomicU32,
     /// The status of an answer that was nobody's, else 0.
     refused: AtomicU16,
+    /// Reads that brought something.
+    reads: AtomicU32,
     /// The last write could not be made at once.
     blocked: AtomicBool,
     /// Closed when the byte stream is gone.
@@ -62,6 +64,11 @@ impl Finale {
     /// Whether there may be bytes that are not written yet.
     pub fn is_blocked(&self) -> bool {
         self.0.blocked.load(Ordering::Relaxed)
+    }
+
+    /// Reads so far that brought something, to compare with a later value.
+    pub fn reads(&self) -> u32 {
+        self.0.reads.load(Ordering::Relaxed)
     }
 
     /// The status with which the HTTP library refused by itself, if it did.
@@ -100,6 +107,7 @@ impl<Io: Stream> Abrupt<Io> {
             form: AtomicU8::new(FRAMED),
             answers: AtomicU32::new(0),
             refused: AtomicU16::new(0),
+            reads: AtomicU32::new(0),
             blocked: AtomicBool::new(false),
             gone: Semaphore::new(0),
         };
@@ -158,6 +166,7 @@ impl<Io: Stream> Abrupt<Io> {
     /// Writes what is left of a refusal.
     fn poll_rest(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.rest.is_empty() {
+            self.finale.0.blocked.store(true, Ordering::Relaxed);
             let written = ready!(Pin::new(&mut self.io).poll_write(context, &self.rest))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
@@ -193,7 +202,12 @@ impl<Io: Stream> AsyncRead for Abrupt<Io> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(context, buffer);
+        if buffer.filled().len() > before {
+            self.finale.0.reads.fetch_add(1, Ordering::Relaxed);
+        }
+        read
     }
 }
 
@@ -239,7 +253,9 @@ impl<Io: Stream> AsyncWrite for Abrupt<Io> {
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.settle();
         ready!(self.poll_rest(context))?;
-        Pin::new(&mut self.io).poll_flush(context)
+        let flushed = Pin::new(&mut self.io).poll_flush(context);
+        self.finale.0.blocked.store(flushed.is_pending(), Ordering::Relaxed);
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

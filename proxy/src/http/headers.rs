@@ -72,10 +72,14 @@ fn is_false_frame(name: &str) -> bool {
     matches!(name, "content_length" | "transfer_encoding")
 }
 
-/// Removes those that `claims` names; a look at each where there is none, which is the common case.
+/// Removes those that `claims` names: one look at each where there is none, which is the common case, and two
+/// where there are some, however many.
 fn strip(headers: &mut HeaderMap, claims: impl Fn(&str) -> bool) {
-    while let Some(name) = headers.keys().find(|name| claims(name.as_str())).cloned() {
-        headers.remove(name);
+    if headers.keys().any(|name| claims(name.as_str())) {
+        let names: Vec<_> = headers.keys().filter(|name| claims(name.as_str())).cloned().collect();
+        for name in names {
+            headers.remove(name);
+        }
     }
 }
 
@@ -108,9 +112,7 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
         headers.remove(CONNECTION);
     }
     // One look at the names, for most messages have none of these.
-    while let Some(name) = headers.keys().find(|name| is_hop_by_hop(name)).cloned() {
-        headers.remove(name);
-    }
+    strip(headers, is_hop_by_hop);
     if headers.contains_key(TE) {
         let asks_for_trailers = lists(headers, &TE, "trailers");
         headers.remove(TE);
@@ -121,9 +123,9 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
 }
 
 /// Whether a header belongs to one connection, `Connection` itself and `TE` aside.
-fn is_hop_by_hop(name: &HeaderName) -> bool {
+fn is_hop_by_hop(name: &str) -> bool {
     matches!(
-        name.as_str(),
+        name,
         "keep-alive"
             | "proxy-connection"
             | "transfer-encoding"

@@ -202,10 +202,10 @@ async fn exchange(
             // A connection that had grown stale: the endpoint itself has not been tried yet.
             Some(unsent) if was_used && !again => (request, again) = (unsent, true),
             Some(_) => return Err(ProxyError::Unsent(address)),
-            None if failed.never_sent => return Err(ProxyError::Unsent(address)),
             None if pool::undelivered(&failed.error) => {
                 return Err(ProxyError::Refused { address, source: failed.error.into() });
             }
+            None if failed.never_sent => return Err(ProxyError::Unsent(address)),
             None => return Err(ProxyError::Reset { address, stream_only, source: failed.error.into() }),
         }
     }

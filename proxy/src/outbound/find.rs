@@ -1,7 +1,7 @@
 //! Where a request goes, and what governs it on the way: the service its authority names, the rule
 //! that matches, the backend that the rule chooses.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use fastrand::Rng;
 use http::header::HOST;
@@ -38,7 +38,8 @@ struct Last {
     authority: Box<str>,
     /// Of the snapshot that the service is from.
     version: u64,
-    service: Arc<Service>,
+    /// Not held: a connection that is idle must not keep what a newer snapshot has replaced.
+    service: Weak<Service>,
     port: u16,
 }
 
@@ -47,11 +48,11 @@ impl Recent {
     fn get(&self, authority: &str, version: u64) -> Option<(Arc<Service>, u16)> {
         let last = self.0.lock().expect("no holder of this lock panics");
         let last = last.as_ref().filter(|last| last.version == version && *last.authority == *authority)?;
-        Some((last.service.clone(), last.port))
+        Some((last.service.upgrade()?, last.port))
     }
 
     fn set(&self, authority: &str, version: u64, (service, port): (&Arc<Service>, u16)) {
-        let last = Last { authority: authority.into(), version, service: service.clone(), port };
+        let last = Last { authority: authority.into(), version, service: Arc::downgrade(service), port };
         *self.0.lock().expect("no holder of this lock panics") = Some(last);
     }
 }

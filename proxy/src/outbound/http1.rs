@@ -116,63 +116,64 @@ async fn serve_busy<Io: Stream>(
     let mut builder = http1::Builder::new();
     builder.max_buf_size(shared.config.limits.header_bytes);
     let mut connection = builder.serve_connection(TokioIo::new(io), service);
-    let mut look =
-        Look { at: Box::pin(tokio::time::sleep(REST)), begun: 0, idle: shared.config.timeouts.idle };
-    let drained = shared.outbound_drain.signalled();
-    tokio::pin!(drained);
-    let mut draining = false;
-    let why = poll_fn(|context| {
-        if let Poll::Ready(result) = Pin::new(&mut connection).poll(context) {
-            if let Err(error) = result {
-                tracing::debug!(%error, "connection of the application ended");
-            }
-            return Poll::Ready(Why::Over);
-        }
-        if activity.upgrades.load(Ordering::Relaxed) {
-            return Poll::Ready(Why::Upgrades);
-        }
-        if !draining && drained.as_mut().poll(context).is_ready() {
-            draining = true;
-            Pin::new(&mut connection).graceful_shutdown();
-            context.waker().wake_by_ref();
-        }
-        look.poll(context, &activity, since)
-    })
-    .await;
+    let mut look = Look::new(origin.clone(), activity.clone(), shared.config.timeouts.idle);
+    let why = {
+        let finish = |connection: &mut http1::Connection<_, _>| Pin::new(connection).graceful_shutdown();
+        drive(shared, &mut connection, finish, &mut look, since).await
+    };
     match why {
         Why::Over | Why::Late => return Served::Over,
-        Why::Upgrades => {
-            keep(shared, connection.with_upgrades()).await;
-            return Served::Over;
-        }
-        // It closes after what little is left, and says so itself.
-        Why::Rests if draining || origin.finale.is_blocked() => {}
+        Why::Upgrades => {}
         Why::Rests => {
             // With nothing under way this ends the library's part at once, and only that.
             Pin::new(&mut connection).graceful_shutdown();
-            let rests =
-                poll_fn(|context| Poll::Ready(connection.poll_without_shutdown(context).is_ready())).await;
-            if rests {
+            let rests = poll_fn(|context| Poll::Ready(connection.poll_without_shutdown(context).is_ready()));
+            if rests.await {
                 let parts = connection.into_parts();
                 return Served::Resting(parts.io.into_inner(), parts.read_buf);
             }
         }
     }
-    keep(shared, connection.with_upgrades()).await;
+    // From here on it is the library's to its end.
+    look.only_late = true;
+    let mut connection = connection.with_upgrades();
+    let finish =
+        |connection: &mut http1::UpgradeableConnection<_, _>| Pin::new(connection).graceful_shutdown();
+    drive(shared, &mut connection, finish, &mut look, since).await;
     Served::Over
 }
 
-/// Has the library serve a connection to its end.
-async fn keep<I, S>(shared: &Shared, connection: http1::UpgradeableConnection<I, S>)
+/// Runs the library until `look` says something, or has it `finish` what is under way when the drain begins.
+async fn drive<C>(
+    shared: &Shared,
+    connection: &mut C,
+    finish: impl Fn(&mut C),
+    look: &mut Look,
+    since: &mut Instant,
+) -> Why
 where
-    http1::UpgradeableConnection<I, S>: Future<Output = hyper::Result<()>>,
-    I: hyper::rt::Read + hyper::rt::Write + Unpin,
-    S: hyper::service::HttpService<Incoming>,
-    S::Error: Into<BodyError>,
-    S::ResBody: 'static,
-    <S::ResBody as http_body::Body>::Error: Into<BodyError>,
+    C: Future<Output = hyper::Result<()>> + Unpin,
 {
-    super::server::drive(shared, connection, http1::UpgradeableConnection::graceful_shutdown).await;
+    let drained = shared.outbound_drain.signalled();
+    tokio::pin!(drained);
+    let mut draining = false;
+    poll_fn(|context| {
+        if let Poll::Ready(result) = Pin::new(&mut *connection).poll(context) {
+            if let Err(error) = result {
+                tracing::debug!(%error, "connection of the application ended");
+            }
+            return Poll::Ready(Why::Over);
+        }
+        if !draining && drained.as_mut().poll(context).is_ready() {
+            draining = true;
+            finish(connection);
+            // It closes after what is left, and says so itself.
+            look.only_late = true;
+            context.waker().wake_by_ref();
+        }
+        look.poll(context, since)
+    })
+    .await
 }
 
 /// Why the driver looks up.
@@ -189,23 +190,39 @@ enum Why {
 
 /// Looks from time to time whether anything happens.
 struct Look {
+    origin: Arc<Origin>,
+    activity: Arc<Activity>,
+    idle: Duration,
     at: Pin<Box<Sleep>>,
     /// Requests at the last look.
     begun: usize,
-    idle: Duration,
+    /// Reads from the client at the last look.
+    reads: u32,
+    /// The library keeps the connection whatever happens.
+    only_late: bool,
 }
 
 impl Look {
-    fn poll(&mut self, context: &mut Context<'_>, activity: &Activity, since: &mut Instant) -> Poll<Why> {
+    fn new(origin: Arc<Origin>, activity: Arc<Activity>, idle: Duration) -> Self {
+        let at = Box::pin(tokio::time::sleep(REST));
+        Self { origin, activity, idle, at, begun: 0, reads: 0, only_late: false }
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>, since: &mut Instant) -> Poll<Why> {
+        if !self.only_late && self.activity.upgrades.load(Ordering::Relaxed) {
+            return Poll::Ready(Why::Upgrades);
+        }
         while self.at.as_mut().poll(context).is_ready() {
             let now = Instant::now();
-            let begun = activity.begun.load(Ordering::Relaxed);
-            let rests = activity.under_way.load(Ordering::Relaxed) == 0;
-            if begun != self.begun || !rests {
+            let (begun, reads) = (self.activity.begun.load(Ordering::Relaxed), self.origin.finale.reads());
+            let busy = self.activity.under_way.load(Ordering::Relaxed) > 0 || self.origin.finale.is_blocked();
+            // A client may send on when it has its response already: then the library is not done with it.
+            let reading = std::mem::replace(&mut self.reads, reads) != reads;
+            if begun != self.begun || busy {
                 (self.begun, *since) = (begun, now);
             } else if now >= *since + self.idle {
                 return Poll::Ready(Why::Late);
-            } else if begun > 0 {
+            } else if begun > 0 && !reading && !self.only_late {
                 // Before its first request the library has no way to give a connection back.
                 return Poll::Ready(Why::Rests);
             }

@@ -106,7 +106,7 @@ async fn silent(spoken: &AtomicBool, idle: Duration) {
 }
 
 /// Runs a connection to its end, or has it `finish` what is under way when the drain begins.
-pub(super) async fn drive<C>(shared: &Shared, connection: C, finish: fn(Pin<&mut C>))
+async fn drive<C>(shared: &Shared, connection: C, finish: fn(Pin<&mut C>))
 where
     C: Future<Output = hyper::Result<()>>,
 {

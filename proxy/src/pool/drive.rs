@@ -26,6 +26,10 @@ pub const PING_AFTER: Duration = Duration::from_secs(2);
 /// is short of CPU answers late, and breaking its connections would make it busier.
 const PING_ANSWER: Duration = Duration::from_secs(3);
 
+/// Streams on a connection whose peer has not said yet how many it admits: what RFC 9113 section 6.5.2
+/// recommends as the least.
+const STREAMS_AT_FIRST: usize = 100;
+
 /// How a connection lives.
 #[derive(Debug, Clone, Copy)]
 pub struct Terms {
@@ -55,6 +59,8 @@ where
     let (io, pulse) = Heard::new(io);
     let (requests, mut wire) = h2::client::Builder::new()
         .enable_push(false)
+        // Until its settings say how many it admits.
+        .initial_max_send_streams(STREAMS_AT_FIRST)
         .initial_window_size(window::STREAM)
         .initial_connection_window_size(window::CONNECTION)
         .max_frame_size(terms.frame)

@@ -62,7 +62,7 @@ impl Sender {
             Ok(sent) => sent,
             Err(error) => return Err(Failed { unsent: None, never_sent: true, error }),
         };
-        let mut rest = (!ended).then(|| Rest { body, stream });
+        let mut rest = (!ended).then(|| Rest::new(body, stream));
         let answer = poll_fn(|context| {
             if let Some(sending) = &mut rest
                 && sending.poll(context).is_ready()
@@ -115,21 +115,22 @@ fn say_length(head: &mut Request<()>, body: &Body) {
 struct Rest {
     body: Body,
     stream: SendStream<Bytes>,
+    /// Read from the body, and whether it is the last; not sent yet for want of room.
+    held: Option<(Bytes, bool)>,
 }
 
 impl Rest {
+    fn new(body: Body, stream: SendStream<Bytes>) -> Self {
+        Self { body, stream, held: None }
+    }
+
     /// Sends on, as there is room. Ready when all is sent, or nothing more can be: the response says why.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
         loop {
-            if self.stream.capacity() == 0 {
-                // Asked for ahead of the data, so that a body is not read before there is room for it.
-                self.stream.reserve_capacity(1);
-                match ready!(self.stream.poll_capacity(context)) {
-                    Some(Ok(0)) => continue,
-                    Some(Ok(_)) => {}
-                    Some(Err(_)) | None => return Poll::Ready(()),
-                }
-            } else if let Poll::Ready(_reset) = self.stream.poll_reset(context) {
+            if let Poll::Ready(_reset) = self.stream.poll_reset(context) {
+                return Poll::Ready(());
+            }
+            if self.held.is_some() && ready!(self.poll_held(context)) {
                 return Poll::Ready(());
             }
             let frame = match ready!(Pin::new(&mut self.body).poll_frame(context)) {
@@ -146,12 +147,12 @@ impl Rest {
             match frame.into_data() {
                 Ok(data) => {
                     let last = self.body.is_end_stream();
-                    if self.stream.send_data(data, last).is_err() || last {
-                        return Poll::Ready(());
+                    // Peers count frames with nothing in them against the connection.
+                    if last || !data.is_empty() {
+                        self.held = Some((data, last));
                     }
                 }
                 Err(frame) => {
-                    self.stream.reserve_capacity(0);
                     if let Ok(trailers) = frame.into_trailers() {
                         let _over = self.stream.send_trailers(trailers);
                     }
@@ -159,5 +160,25 @@ impl Rest {
                 }
             }
         }
+    }
+
+    /// Sends what is held once there is room for some of it; whether that was the last.
+    ///
+    /// Room is asked for when there is something to send, and not before: what a body that waits for its
+    /// client holds of the connection's window, the bodies beside it lack, and a peer that gives more only when
+    /// all is used up would give none (hyperium/hyper#4003).
+    fn poll_held(&mut self, context: &mut Context<'_>) -> Poll<bool> {
+        let empty = self.held.as_ref().is_some_and(|(data, _)| data.is_empty());
+        if !empty && self.stream.capacity() == 0 {
+            self.stream.reserve_capacity(1);
+            while self.stream.capacity() == 0 {
+                match ready!(self.stream.poll_capacity(context)) {
+                    Some(Ok(_)) => {}
+                    Some(Err(_)) | None => return Poll::Ready(true),
+                }
+            }
+        }
+        let Some((data, last)) = self.held.take() else { return Poll::Ready(false) };
+        Poll::Ready(self.stream.send_data(data, last).is_err() || last)
     }
 }
