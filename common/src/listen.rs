@@ -3,7 +3,12 @@
 use std::io;
 use std::net::SocketAddr;
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
+
+/// Connections that may wait to be accepted. By default it is 128: when all clients come at once, as after a
+/// restart, the kernel drops the rest, and they try again after seconds. With many more, those in the
+/// queue would give up before their turn.
+const BACKLOG: u32 = 512;
 
 /// A listener could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -27,7 +32,15 @@ pub struct ListenError {
 ///
 /// Cancel safety: safe.
 pub async fn bind(address: SocketAddr, key: &'static str) -> Result<TcpListener, ListenError> {
-    TcpListener::bind(address).await.map_err(|source| ListenError::new(address, key, source))
+    listen(address).map_err(|source| ListenError::new(address, key, source))
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // As the library's own: a restart must not wait for connections that have yet to time out.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 impl ListenError {

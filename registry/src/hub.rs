@@ -121,8 +121,9 @@ impl Hub {
         self.lock().subscribers.len()
     }
 
-    /// Makes a state the newest, marks and wakes whom the change concerns; returns how many that are.
-    pub fn publish(&self, state: Arc<State>, changed: &Changed) -> usize {
+    /// Makes a state the newest and marks whom the change concerns; returns them: they are to be woken
+    /// ([`Hub::wake`]).
+    pub fn publish(&self, state: Arc<State>, changed: &Changed) -> Vec<SubscriberId> {
         let mut inner = self.lock();
         let mut marked = inner.mark_policies(&changed.policies);
         let Inner { interested, asking, subscribers, .. } = &mut *inner;
@@ -148,11 +149,19 @@ impl Hub {
                 marked.insert(*id);
             }
         }
-        inner.wake(&marked, state.position);
+        inner.time(&marked, state.position);
         inner.state = state;
         drop(inner);
         self.advance();
-        marked.len()
+        marked.into_iter().collect()
+    }
+
+    /// Wakes streams.
+    pub fn wake(&self, ids: &[SubscriberId]) {
+        let inner = self.lock();
+        for subscriber in ids.iter().filter_map(|id| inner.subscribers.get(id)) {
+            subscriber.wake.notify_one();
+        }
     }
 
     /// Adds a stream of a sidecar of this namespace; `wake` is notified when there is something for it.
@@ -416,8 +425,8 @@ impl Hub {
 }
 
 impl Inner {
-    /// Wakes those who were marked, and times the change until they all have it.
-    fn wake(&mut self, marked: &HashSet<SubscriberId>, position: u64) {
+    /// Times a change until all who were marked have it.
+    fn time(&mut self, marked: &HashSet<SubscriberId>, position: u64) {
         if marked.is_empty() {
             return;
         }
@@ -431,7 +440,6 @@ impl Inner {
             if let Some(subscriber) = self.subscribers.get_mut(id) {
                 while subscriber.owed.pop_front_if(|owed| *owed < oldest).is_some() {}
                 subscriber.owed.push_back(position);
-                subscriber.wake.notify_one();
             }
         }
     }
