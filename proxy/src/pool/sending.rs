@@ -101,11 +101,11 @@ impl Sender {
     }
 }
 
-/// Says how long the body is, where that is known and not said: for methods that have a body by their
-/// meaning also that there is none (RFC 9110 section 8.6).
+/// Says how long the body is, where that is known and not said: for methods whose requests may well have a body
+/// also that there is none (RFC 9110 section 8.6), as the HTTP library does.
 fn say_length(head: &mut Request<()>, body: &Body) {
     let Some(length) = body.size_hint().exact() else { return };
-    let meant = matches!(*head.method(), Method::POST | Method::PUT | Method::PATCH);
+    let meant = !matches!(*head.method(), Method::GET | Method::HEAD | Method::DELETE | Method::CONNECT);
     if (length > 0 || meant) && !head.headers().contains_key(CONTENT_LENGTH) {
         head.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
     }

@@ -49,7 +49,11 @@ async fn a_request_that_comes_in_pieces_after_a_rest_is_served() {
     rested().await;
     stream.write_all(&[REQUEST, REQUEST].concat()).await.unwrap();
     answer(&mut stream).await;
-    assert_eq!(caller.metrics().await.sum("mesh_requests_total", &[("direction", "outbound")]), 4.0);
+    until("all four were carried", || async {
+        caller.metrics().await.sum("mesh_requests_total", &[("direction", "outbound"), ("status", "200")])
+            == 4.0
+    })
+    .await;
 }
 
 #[tokio::test]
