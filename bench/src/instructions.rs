@@ -21,9 +21,9 @@ const WARM: u32 = 500;
 const COUNTED: u32 = 3000;
 /// Connections of the client.
 const CONNECTIONS: u32 = 16;
-/// Part by which a count may exceed the recorded one. Counts of one binary differ by up to 4%: how many requests
+/// Part by which a count may exceed the recorded one. Counts of one binary differ by less than 2%: how many requests
 /// share a write depends on timing.
-const TOLERANCE: f64 = 0.08;
+const TOLERANCE: f64 = 0.05;
 
 /// What is recorded, and what to do with it.
 #[derive(clap::Args)]
@@ -177,11 +177,11 @@ mod tests {
     fn more_than_recorded_fails_and_less_does_not() {
         let recorded = Counts { caller: 100_000, server: 100_000 };
         assert!(compare(recorded, recorded).is_ok());
-        assert!(compare(Counts { server: 107_000, ..recorded }, recorded).is_ok());
+        assert!(compare(Counts { server: 104_000, ..recorded }, recorded).is_ok());
         assert!(compare(Counts { server: 50_000, ..recorded }, recorded).is_ok());
-        for worse in [Counts { caller: 109_000, ..recorded }, Counts { server: 109_000, ..recorded }] {
+        for worse in [Counts { caller: 106_000, ..recorded }, Counts { server: 106_000, ..recorded }] {
             let error = compare(worse, recorded).unwrap_err().to_string();
-            assert!(error.contains("109000") && error.contains("--update"), "{error}");
+            assert!(error.contains("106000") && error.contains("--update"), "{error}");
         }
     }
 }
