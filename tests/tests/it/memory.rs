@@ -12,11 +12,12 @@ use outrigger_tests::app::{App, Body, full, ok, streamed};
 use outrigger_tests::client::{Client, stream_request};
 use outrigger_tests::mesh::{Mesh, Sidecar};
 use outrigger_tests::process::{Process, binary};
-use outrigger_tests::wait::{soon, until};
+use outrigger_tests::wait::until;
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
+use crate::resting::answer;
 use crate::shop::{ORDERS, Shop};
 
 /// Only an optimised binary says something about the promises.
@@ -52,13 +53,7 @@ fn descriptors(process: &Process) -> usize {
 /// One request on a connection that stays open.
 async fn ask(stream: &mut TcpStream) {
     stream.write_all(b"GET / HTTP/1.1\r\nhost: orders.shop\r\nuser-agent: idle/1\r\n\r\n").await.unwrap();
-    let (mut answer, mut buffer) = (Vec::new(), [0; 1024]);
-    while !answer.ends_with(b"\r\n\r\napp-1") {
-        let size = soon("an answer", stream.read(&mut buffer)).await.unwrap();
-        assert!(size > 0, "{}", String::from_utf8_lossy(&answer));
-        answer.extend_from_slice(&buffer[..size]);
-    }
-    assert!(answer.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&answer));
+    answer(stream).await;
 }
 
 /// Opens the connections, and asks on each if told so. Returns what each costs the sidecar.

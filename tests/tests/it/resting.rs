@@ -13,7 +13,8 @@ use crate::shop::{ORDERS, Shop};
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: orders.shop\r\n\r\n";
 
-async fn answer(stream: &mut TcpStream) {
+/// Reads one whole answer of the application.
+pub(crate) async fn answer(stream: &mut TcpStream) {
     let (mut answer, mut buffer) = (Vec::new(), [0; 1024]);
     while !answer.ends_with(b"\r\n\r\napp-1") {
         let size = soon("an answer", stream.read(&mut buffer)).await.unwrap();

@@ -64,7 +64,7 @@ async fn a_suspected_connection_is_not_picked_until_its_peer_is_heard() {
     stream.suspect();
     drop(stream);
     assert!(!place.set.has_room(Reuse::Any));
-    // It was slow, not dead: it answers the PING that hyper sends while another request waits.
+    // It was slow, not dead: it answers the PING that is sent while another request waits.
     let mut end = end;
     let ping = tokio::select! {
         answer = send(&first) => panic!("{answer:?}"),
