@@ -483,8 +483,8 @@ pub struct Sidecar {
 impl Sidecar {
     async fn launch(id: &str, mut settings: Value, how: How) -> Self {
         let config = write(&how.directory, &format!("{id}.yaml"), &settings);
-        let args = ["proxy", "--config", &config.to_string_lossy(), "--output", "json"];
-        let mut command = process::command_within(&how.prefix, &args);
+        let args = ["--config", &config.to_string_lossy(), "--output", "json"];
+        let mut command = process::sidecar_within(&how.prefix, &args);
         command.envs(how.environment.iter().map(|(key, value)| (key, value)));
         let mut process = Process::spawn(id, command, &how.directory);
         let at = process.announced().await;

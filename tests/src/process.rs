@@ -8,10 +8,13 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, getpid, kill_process};
 use serde_json::Value;
 
+use crate::component;
 use crate::wait::{soon, until};
 
 /// Names the `outrigger` binary to test; `cargo xtask test` sets it.
 const BINARY_VARIABLE: &str = "OUTRIGGER_TEST_BIN";
+/// Names a sidecar's own binary, to run in place of `outrigger proxy`.
+const SIDECAR_VARIABLE: &str = "OUTRIGGER_TEST_SIDECAR";
 /// Makes the binary end with the process that started it.
 pub const PARENT_VARIABLE: &str = "OUTRIGGER_DEMO_CHILD";
 /// `RUST_LOG` of the children.
@@ -49,6 +52,24 @@ pub fn command_within(prefix: &[String], args: &[&str]) -> Command {
     let mut words = prefix.iter().map(PathBuf::from).chain([binary()]);
     let mut command = Command::new(words.next().expect("the binary is one"));
     command.args(words).args(args);
+    settle(&mut command);
+    command
+}
+
+/// A sidecar with `args`, run by the command `prefix` if that is one.
+pub fn sidecar_within(prefix: &[String], args: &[&str]) -> Command {
+    let Some(program) = std::env::var_os(SIDECAR_VARIABLE) else {
+        return command_within(prefix, &[&["proxy"], args].concat());
+    };
+    // It knows nothing of parents: the kernel ends it.
+    let mut command = component::bound(prefix, Path::new(&program));
+    command.args(args);
+    settle(&mut command);
+    command
+}
+
+/// Leaves the command an environment of nothing but what tests say.
+fn settle(command: &mut Command) {
     for (variable, _) in std::env::vars_os() {
         if FOREIGN.iter().any(|family| variable.as_encoded_bytes().starts_with(family.as_bytes())) {
             command.env_remove(variable);
@@ -56,7 +77,6 @@ pub fn command_within(prefix: &[String], args: &[&str]) -> Command {
     }
     let log = std::env::var(LOG_VARIABLE).unwrap_or_else(|_| LOG_DEFAULT.to_owned());
     command.env("RUST_LOG", log).env(PARENT_VARIABLE, getpid().as_raw_nonzero().to_string());
-    command
 }
 
 /// A child, killed when dropped. It also ends when the thread that started it does, and when its
