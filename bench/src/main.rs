@@ -20,6 +20,7 @@ mod results;
 mod run;
 mod subject;
 mod svg;
+mod train;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -44,6 +45,8 @@ enum Command {
     Fleet(fleet::Args),
     /// Count the instructions that a request takes, and compare them with what is recorded.
     Instructions(instructions::Options),
+    /// Put load on sidecars that were built to write down what they execute.
+    Train,
     /// Serve as the application.
     App {
         /// Where to listen.
@@ -72,6 +75,7 @@ fn main() -> Result<()> {
         Command::Run(options) => alone(measure(&options)),
         Command::Fleet(args) => fleet::run(&args),
         Command::Instructions(options) => alone(instructions::run(&options)),
+        Command::Train => alone(train::run()),
         Command::App { listen } => alone(app::serve(listen)),
         Command::Relay { role, listen, connect, identity } => {
             alone(relay::serve(role, listen, connect, &identity))

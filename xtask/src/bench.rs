@@ -3,13 +3,14 @@
 //! Peers and load generators are found or put below `target/tools`, `outrigger` and the bench are built, and
 //! `outrigger-bench run` does the rest. It learns from the environment where everything is.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
 use crate::rivals::{self, Rivals};
 use crate::shell;
+use crate::sidecar;
 use crate::steps::Steps;
 use crate::workspace::Workspace;
 
@@ -32,7 +33,8 @@ pub(crate) struct BenchArgs {
     /// Once and for two seconds: shows that everything works, measures little.
     #[arg(long, conflicts_with_all = ["repeats", "duration"])]
     quick: bool,
-    /// Cargo profile of `outrigger`: `dist` is what images carry, `release` builds in a fraction of the time.
+    /// The sidecar: `dist` is what its image carries, laid out by a profile; any other of cargo's profiles builds in a
+    /// fraction of the time.
     #[arg(long, default_value = "dist")]
     profile: String,
     /// Directory for the report [default: bench/results].
@@ -44,11 +46,12 @@ pub(crate) struct BenchArgs {
 pub(crate) fn run(workspace: &Workspace, steps: &mut Steps, args: &BenchArgs) {
     let Some(rivals) = steps.run("setup", || rivals::install(workspace)) else { return };
     let built = steps.run("build", || {
-        build(workspace, "outrigger", &args.profile)?;
-        build(workspace, "outrigger-bench", "release")
+        build(workspace, "outrigger", "release")?;
+        build(workspace, "outrigger-bench", "release")?;
+        sidecar(workspace, &rivals, args)
     });
-    if built.is_some() {
-        steps.run("bench", || measure(workspace, &rivals, args));
+    if let Some(sidecar) = built {
+        steps.run("bench", || measure(workspace, &rivals, args, &sidecar));
     }
 }
 
@@ -57,9 +60,17 @@ fn build(workspace: &Workspace, package: &str, profile: &str) -> Result<()> {
     shell::run(cargo.args(["--profile", profile]))
 }
 
-fn measure(workspace: &Workspace, rivals: &Rivals, args: &BenchArgs) -> Result<()> {
+/// The sidecar to measure: as images carry it, or as one builds it in a hurry.
+fn sidecar(workspace: &Workspace, rivals: &Rivals, args: &BenchArgs) -> Result<PathBuf> {
+    if args.profile == "dist" {
+        return sidecar::build(workspace, rivals.generators());
+    }
+    build(workspace, sidecar::PACKAGE, &args.profile)?;
     let directory = if args.profile == "dev" { "debug" } else { &args.profile };
-    let outrigger = workspace.target.join(directory).join("outrigger");
+    Ok(workspace.target.join(directory).join(sidecar::PACKAGE))
+}
+
+fn measure(workspace: &Workspace, rivals: &Rivals, args: &BenchArgs, sidecar: &Path) -> Result<()> {
     let results = args.results.clone().unwrap_or_else(|| workspace.root.join("bench/results"));
     // It ends with this process, in order, however that ends.
     let mut bench = Command::new("setpriv");
@@ -71,7 +82,8 @@ fn measure(workspace: &Workspace, rivals: &Rivals, args: &BenchArgs) -> Result<(
         .arg("--results")
         .arg(results)
         .envs(rivals.environment())
-        .env("OUTRIGGER_TEST_BIN", outrigger)
+        .env("OUTRIGGER_TEST_BIN", workspace.target.join("release/outrigger"))
+        .env("OUTRIGGER_TEST_SIDECAR", sidecar)
         // What people run, not what tests want to see.
         .env("OUTRIGGER_TEST_LOG", "info");
     let words = [("--scenario", &args.scenario), ("--subject", &args.subject)];

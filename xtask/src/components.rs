@@ -253,10 +253,15 @@ pub(crate) fn install_of_system_packages(wanted: &[&str]) -> Result<()> {
         "missing: {}; this machine has no apt-get, install them its own way",
         missing.join(", ")
     );
-    println!("installing Debian packages: {}", missing.join(", "));
+    apt_install(&missing)
+}
+
+/// Installs Debian packages; needs root.
+pub(crate) fn apt_install(packages: &[&str]) -> Result<()> {
+    println!("installing Debian packages: {}", packages.join(", "));
     let _services = ServicesKeptDown::begin()?;
     let mut install = apt_get(&["install", "--yes", "--no-install-recommends"]);
-    install.args(&missing);
+    install.args(packages);
     with_fresh_lists(|| shell::run(&mut install))
 }
 

@@ -1,4 +1,4 @@
-//! The container image: a static binary in an empty root.
+//! Container images: a static binary in an empty root.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -8,12 +8,13 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::shell;
+use crate::sidecar;
 use crate::workspace::Workspace;
 
 /// What image to make.
 pub(crate) struct Order<'a> {
-    /// Cargo profile of the binary.
-    pub(crate) profile: &'a str,
+    /// The static binary in it.
+    pub(crate) binary: &'a Path,
     /// Name inside the archive.
     pub(crate) tag: &'a str,
     /// The OCI archive to write.
@@ -22,14 +23,15 @@ pub(crate) struct Order<'a> {
     pub(crate) offline: bool,
 }
 
-/// Builds the static binary and the image around it.
+/// Builds the image around a binary.
 pub(crate) fn build(workspace: &Workspace, order: &Order<'_>) -> Result<()> {
-    let binary = build_static_binary(workspace, order.profile)?;
+    let binary = order.binary;
+    let name = binary.file_name().and_then(|name| name.to_str()).context("the binary has a name")?;
     let scratch = tempfile::tempdir()?;
     let context = scratch.path().join("context");
     fs::create_dir(&context)?;
-    fs::copy(&binary, context.join("outrigger")).with_context(|| format!("copy {}", binary.display()))?;
-    fs::set_permissions(context.join("outrigger"), fs::Permissions::from_mode(0o755))?;
+    fs::copy(binary, context.join(name)).with_context(|| format!("copy {}", binary.display()))?;
+    fs::set_permissions(context.join(name), fs::Permissions::from_mode(0o755))?;
 
     let podman = Podman { storage: scratch.path(), offline: order.offline };
     let mut build = podman.command(&["build", "--quiet", "--network=none", "--pull=never"]);
@@ -39,7 +41,7 @@ pub(crate) fn build(workspace: &Workspace, order: &Order<'_>) -> Result<()> {
         .arg(format!("--build-arg=VERSION={}", env!("CARGO_PKG_VERSION")))
         .arg(format!("--build-arg=REVISION={}", revision(workspace)))
         .arg("--file")
-        .arg(workspace.root.join("deploy/Containerfile"))
+        .arg(workspace.root.join("deploy").join(containerfile(name)))
         .arg(&context);
     shell::run(&mut build)?;
 
@@ -51,29 +53,45 @@ pub(crate) fn build(workspace: &Workspace, order: &Order<'_>) -> Result<()> {
     fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
     fs::copy(&fresh, order.output).with_context(|| format!("write {}", order.output.display()))?;
 
-    println!("binary  {} bytes  {}", fs::metadata(&binary)?.len(), binary.display());
+    println!("binary  {} bytes  {}", fs::metadata(binary)?.len(), binary.display());
     println!("image   {} bytes  {}  ({})", fs::metadata(&fresh)?.len(), order.output.display(), order.tag);
     println!("load it with: podman load -i {}", order.output.display());
     Ok(())
 }
 
-/// `outrigger` for this machine's own target, linked statically.
+/// What an image of this binary is made by.
+fn containerfile(binary: &str) -> &'static str {
+    if binary == sidecar::PACKAGE { "Containerfile.sidecar" } else { "Containerfile" }
+}
+
+/// A binary of the same name as its package, for this machine's own target, linked statically.
+pub(crate) struct StaticBuild<'a> {
+    /// The package.
+    pub(crate) package: &'a str,
+    /// Cargo's profile.
+    pub(crate) profile: &'a str,
+    /// More flags of the compiler.
+    pub(crate) flags: &'a str,
+}
+
+/// Builds it.
 ///
 /// The explicit target keeps these flags away from build scripts and from the artifacts of every other command.
-pub(crate) fn build_static_binary(workspace: &Workspace, profile: &str) -> Result<PathBuf> {
+pub(crate) fn static_binary(workspace: &Workspace, build: &StaticBuild<'_>) -> Result<PathBuf> {
+    let StaticBuild { package, profile, flags } = build;
     let target = host_target()?;
-    let mut cargo = workspace.cargo(["build", "--locked", "--package", "outrigger", "--bin", "outrigger"]);
+    let mut cargo = workspace.cargo(["build", "--locked", "--package", package, "--bin", package]);
     cargo
         .args(["--target", &target, "--profile", profile])
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .env("RUSTFLAGS", "-C target-feature=+crt-static");
+        .env("RUSTFLAGS", format!("-C target-feature=+crt-static {flags}").trim_end());
     shell::run(&mut cargo)?;
-    let directory = if profile == "dev" { "debug" } else { profile };
-    Ok(workspace.target.join(target).join(directory).join("outrigger"))
+    let directory = if *profile == "dev" { "debug" } else { profile };
+    Ok(workspace.target.join(target).join(directory).join(package))
 }
 
 /// The target triple of the installed compiler.
-fn host_target() -> Result<String> {
+pub(crate) fn host_target() -> Result<String> {
     let version = shell::capture(Command::new("rustc").arg("-vV"))?;
     let host = version.lines().find_map(|line| line.strip_prefix("host: "));
     host.map(str::to_owned).context("rustc -vV names no host")

@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::components;
-use crate::image;
+use crate::image::{self, StaticBuild};
 use crate::shell;
 use crate::workspace::Workspace;
 
@@ -20,7 +20,8 @@ pub(crate) struct InstructionsArgs {
 /// Counts with the binary of the test image, which is built by now or quickly.
 pub(crate) fn run(workspace: &Workspace, args: &InstructionsArgs) -> Result<()> {
     components::install_system_packages()?;
-    let outrigger = image::build_static_binary(workspace, "release")?;
+    let build = StaticBuild { package: "outrigger", profile: "release", flags: "" };
+    let outrigger = image::static_binary(workspace, &build)?;
     let mut build = workspace.cargo(["build", "--locked", "--package", "outrigger-bench"]);
     shell::run(&mut build)?;
     let version = shell::capture(Command::new("rustc").arg("--version")).context("the compiler's version")?;

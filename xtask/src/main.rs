@@ -12,6 +12,7 @@ mod image;
 mod instructions;
 mod rivals;
 mod shell;
+mod sidecar;
 mod steps;
 mod test;
 mod workspace;
@@ -20,6 +21,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use image::StaticBuild;
 use steps::Steps;
 use workspace::Workspace;
 
@@ -55,7 +57,8 @@ enum Command {
     /// Build the container image: one static binary, no base image, not root.
     ///
     /// `podman build` runs without any network. The result is an OCI archive for `podman load -i`, a registry or a
-    /// cluster; no image is left in the local container storage.
+    /// cluster; no image is left in the local container storage. `--sidecar` makes that of the sidecar alone, whose
+    /// binary is laid out by what it does under the bench's load: that takes three builds and a minute of load.
     Image(ImageArgs),
     /// Measure Outrigger beside nginx, HAProxy and Envoy, in turns, and write a report with plots.
     ///
@@ -73,12 +76,15 @@ struct TestArgs {
 
 #[derive(Args)]
 struct ImageArgs {
-    /// Where to write the OCI archive [default: target/image/outrigger.tar].
+    /// The image of the sidecar alone instead of that of everything.
+    #[arg(long, conflicts_with = "profile")]
+    sidecar: bool,
+    /// Where to write the OCI archive [default: target/image/outrigger.tar, or outrigger-proxy.tar].
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Name the image carries inside the archive.
-    #[arg(long, default_value = concat!("localhost/outrigger:", env!("CARGO_PKG_VERSION")))]
-    tag: String,
+    /// Name the image carries inside the archive [default: localhost/outrigger:VERSION, or outrigger-proxy].
+    #[arg(long)]
+    tag: Option<String>,
     /// Cargo profile of the binary: `dist` is the smallest and fastest, `release` builds in half the time.
     #[arg(long, default_value = "dist")]
     profile: String,
@@ -96,6 +102,25 @@ fn main() -> ExitCode {
     }
 }
 
+/// Builds a binary and the image around it.
+fn make_image(workspace: &Workspace, steps: &mut Steps, args: &ImageArgs) {
+    let package = if args.sidecar { sidecar::PACKAGE } else { "outrigger" };
+    let binary = if args.sidecar {
+        let generators = steps.run("setup", || rivals::install_generators(workspace));
+        generators.and_then(|generators| steps.run("sidecar", || sidecar::build(workspace, &generators)))
+    } else {
+        let build = StaticBuild { package, profile: &args.profile, flags: "" };
+        steps.run("build", || image::static_binary(workspace, &build))
+    };
+    let Some(binary) = binary else { return };
+    let named = || format!("localhost/{package}:{}", env!("CARGO_PKG_VERSION"));
+    let tag = args.tag.clone().unwrap_or_else(named);
+    let archive = || workspace.target.join(format!("image/{package}.tar"));
+    let output = args.output.clone().unwrap_or_else(archive);
+    let order = image::Order { binary: &binary, tag: &tag, output: &output, offline: false };
+    steps.run("image", || image::build(workspace, &order));
+}
+
 /// Runs one command; a failed step is kept in `steps`, an error means that there was no point in going on.
 fn run(command: Command, steps: &mut Steps) -> anyhow::Result<()> {
     let workspace = Workspace::find()?;
@@ -108,12 +133,7 @@ fn run(command: Command, steps: &mut Steps) -> anyhow::Result<()> {
         Command::Instructions(args) => {
             steps.run("instructions", || instructions::run(&workspace, &args));
         }
-        Command::Image(args) => {
-            let output = args.output.unwrap_or_else(|| workspace.target.join("image/outrigger.tar"));
-            let order =
-                image::Order { profile: &args.profile, tag: &args.tag, output: &output, offline: false };
-            steps.run("image", || image::build(&workspace, &order));
-        }
+        Command::Image(args) => make_image(&workspace, steps, &args),
         Command::Bench(args) => bench::run(&workspace, steps, &args),
     }
     Ok(())

@@ -19,7 +19,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::components::{self, Components};
-use crate::image;
+use crate::image::{self, StaticBuild};
 use crate::shell;
 use crate::steps::{Brief, Steps, Tally};
 use crate::workspace::Workspace;
@@ -167,9 +167,12 @@ impl Run<'_> {
             return;
         }
         let output = self.archive();
+        // dist is the same with another optimisation, and takes CI minutes longer.
+        let build = StaticBuild { package: "outrigger", profile: "release", flags: "" };
+        let built = steps.run("static binary", || image::static_binary(self.workspace, &build));
+        let Some(binary) = built else { return };
         let order = image::Order {
-            // dist is the same with another optimisation, and takes CI minutes longer.
-            profile: "release",
+            binary: &binary,
             tag: "localhost/outrigger:test",
             output: &output,
             offline: shell::is_root(),

@@ -2,10 +2,10 @@
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Stream;
@@ -14,10 +14,19 @@ use super::Stream;
 const READ: usize = 64 << 10;
 /// Who asks for this much is given it as it is.
 const LARGE: usize = 16 << 10;
+/// Copied rather than kept in the large space it was read into.
+const LITTLE: usize = 4 << 10;
 
 thread_local! {
-    /// Filled and emptied within one call: no connection holds room for what it does not have.
-    static SPACE: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into());
+    /// Most often filled and emptied within one call: no connection holds room for what it does not have.
+    static SPARE: RefCell<Option<Box<[u8]>>> = const { RefCell::new(None) };
+}
+
+/// Keeps the space for whoever reads next on this thread.
+fn spare(space: Box<[u8]>) {
+    if space.len() == READ {
+        SPARE.set(Some(space));
+    }
 }
 
 /// Goes under TLS, whose library reads 4 KiB at a time: a record of 16 KiB in five system calls, where one
@@ -25,18 +34,39 @@ thread_local! {
 #[derive(Debug)]
 pub struct Ahead<Io> {
     io: Io,
-    rest: Bytes,
+    /// What was read ahead: this part of the space it was read into.
+    rest: Option<(Box<[u8]>, Range<usize>)>,
 }
 
 impl<Io> Ahead<Io> {
     /// Nothing read yet.
     pub fn new(io: Io) -> Self {
-        Self { io, rest: Bytes::new() }
+        Self { io, rest: None }
     }
 
     /// The stream itself.
     pub fn get_ref(&self) -> &Io {
         &self.io
+    }
+
+    /// Hands on what `space` holds there, and keeps what is too much.
+    fn deal(&mut self, (space, mut part): (Box<[u8]>, Range<usize>), buffer: &mut ReadBuf<'_>) {
+        let now = part.len().min(buffer.remaining());
+        buffer.put_slice(&space[part.start..part.start + now]);
+        part.start += now;
+        self.rest = match part.len() {
+            0 => {
+                spare(space);
+                None
+            }
+            // A little that nobody takes must not hold all the room.
+            length @ 1..=LITTLE if space.len() == READ => {
+                let little = Box::from(&space[part]);
+                spare(space);
+                Some((little, 0..length))
+            }
+            _ => Some((space, part)),
+        };
     }
 }
 
@@ -47,28 +77,23 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Ahead<Io> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if !this.rest.is_empty() {
-            let length = this.rest.len().min(buffer.remaining());
-            buffer.put_slice(&this.rest[..length]);
-            this.rest.advance(length);
-            if this.rest.is_empty() {
-                this.rest = Bytes::new();
-            }
+        if let Some(rest) = this.rest.take() {
+            this.deal(rest, buffer);
             return Poll::Ready(Ok(()));
         }
         if buffer.remaining() >= LARGE {
             return Pin::new(&mut this.io).poll_read(context, buffer);
         }
-        SPACE.with_borrow_mut(|space| {
-            let mut read = ReadBuf::new(space);
-            ready!(Pin::new(&mut this.io).poll_read(context, &mut read))?;
-            let (now, later) = read.filled().split_at(read.filled().len().min(buffer.remaining()));
-            buffer.put_slice(now);
-            if !later.is_empty() {
-                this.rest = Bytes::copy_from_slice(later);
-            }
-            Poll::Ready(Ok(()))
-        })
+        let mut space = SPARE.take().unwrap_or_else(|| vec![0; READ].into());
+        let mut read = ReadBuf::new(&mut space);
+        let outcome = Pin::new(&mut this.io).poll_read(context, &mut read);
+        let read = 0..read.filled().len();
+        match outcome {
+            Poll::Ready(Ok(())) => this.deal((space, read), buffer),
+            Poll::Pending | Poll::Ready(Err(_)) => spare(space),
+        }
+        ready!(outcome)?;
+        Poll::Ready(Ok(()))
     }
 }
 
