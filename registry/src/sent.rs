@@ -106,6 +106,8 @@ pub fn change(kind: Kind) -> Bytes {
 pub struct Memo {
     whole: Mutex<Option<Bytes>>,
     digest: OnceLock<u64>,
+    /// The same together with its name, where nothing governs it.
+    told: OnceLock<u64>,
     /// What makes it out of earlier forms, the last [`FORMS`] that were asked for: nearly all streams
     /// come from one of a few. Their places are kept from being freed, so that each has its own address.
     after: Mutex<Vec<(Weak<ServiceState>, Option<Bytes>)>>,
@@ -138,6 +140,12 @@ impl Memo {
     /// What tells it from other forms of the same service; `make` works it out.
     pub fn digest(&self, make: impl FnOnce() -> u64) -> u64 {
         *self.digest.get_or_init(make)
+    }
+
+    /// What tells apart what sidecars were told that hear of the service and of nothing that governs it; `make`
+    /// works it out.
+    pub fn told(&self, make: impl FnOnce() -> u64) -> u64 {
+        *self.told.get_or_init(make)
     }
 
     /// The change that makes it out of `old`, if sidecars hear of any; `make` works it out.
