@@ -39,7 +39,7 @@ use crate::inbound::served::ServedPorts;
 use crate::outbound::entry::Target;
 use crate::outbound::mirror;
 use crate::policy::inherited::{self, Inherited};
-use crate::policy::limit::Bound;
+use crate::policy::limit::{Bound, BoundByIdentity};
 use crate::pool::connector::Connector;
 use crate::shared::{Caller, OwnAddresses, Shared};
 use crate::telemetry::environment::Environment;
@@ -153,6 +153,8 @@ impl Proxy {
             inherited: Inherited::new(inherited::CAPACITY),
             leaving: Arc::default(),
             copies: Bound::new(mirror::COPIES),
+            // Half of what the listener takes: whatever one identity does, others get in.
+            peers: BoundByIdentity::new(config.limits.connections.div_ceil(2)),
             svid: Arc::new(ArcSwapOption::empty()),
             caller: OnceLock::new(),
             served: OnceLock::new(),

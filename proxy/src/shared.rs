@@ -18,7 +18,7 @@ use crate::control::snapshot::Snapshot;
 use crate::http::stalled::Stalled;
 use crate::inbound::served::ServedPorts;
 use crate::policy::inherited::Inherited;
-use crate::policy::limit::Bound;
+use crate::policy::limit::{Bound, BoundByIdentity};
 use crate::pool::connector::Connector;
 use crate::telemetry::environment::{Environment, Sampling};
 use crate::telemetry::metrics::Metrics;
@@ -44,6 +44,8 @@ pub struct Shared {
     pub leaving: Arc<Leaving>,
     /// Copies of requests under way.
     pub copies: Arc<Bound>,
+    /// Connections of other sidecars, by who they are.
+    pub peers: Arc<BoundByIdentity>,
     /// The current identity; none before the first.
     pub svid: Arc<ArcSwapOption<Svid>>,
     /// Who this workload is; set with the first certificate, and the same from then on.

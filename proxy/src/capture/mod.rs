@@ -13,7 +13,6 @@ use tokio::net::TcpStream;
 
 use crate::error::ProxyError;
 use crate::outbound::entry::{self, Refusal, Target};
-use crate::outbound::tcp;
 use crate::shared::Shared;
 
 /// Serves one connection of the application's, captured or made to the sidecar itself, until it ends.
@@ -21,10 +20,7 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream) {
     let Ok(from) = stream.peer_addr() else { return };
     let target = match original::destination(&stream) {
         None => Target::Named,
-        Some(address) => match target(&shared, from, address).await {
-            Ok(target) => target,
-            Err(error) => return tcp::refuse(&stream, tcp::nowhere(&shared), &error),
-        },
+        Some(address) => target(&shared, from, address).await,
     };
     entry::serve(shared, stream, from, target).await;
 }
@@ -32,10 +28,7 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream) {
 /// Where a connection goes that was going to `address`.
 ///
 /// Cancel safety: safe.
-///
-/// # Errors
-/// That is not known in time.
-async fn target(shared: &Shared, from: SocketAddr, address: SocketAddr) -> Result<Target, ProxyError> {
+async fn target(shared: &Shared, from: SocketAddr, address: SocketAddr) -> Target {
     if shared.leaving.is_ours(from, address) {
         // Carried on, it would come back here, and again, until there are no connections left.
         tracing::error!(
@@ -43,14 +36,14 @@ async fn target(shared: &Shared, from: SocketAddr, address: SocketAddr) -> Resul
             "this sidecar's own connections are captured: run `outrigger capture install` with --uid {}",
             rustix::process::geteuid().as_raw()
         );
-        return Ok(Target::Refused(address, Refusal::Loop));
+        return Target::Refused(address, Refusal::Loop);
     }
     if shared.own.contains(address) {
-        return Ok(Target::Refused(address, Refusal::Loop));
+        return Target::Refused(address, Refusal::Loop);
     }
     match shared.directory.bound_for(address, shared.config.timeouts.discovery).await {
-        Ok(owner) => Ok(Target::of(owner, address)),
-        Err(ProxyError::EgressDenied(_)) => Ok(Target::Refused(address, Refusal::Egress)),
-        Err(error) => Err(error),
+        Ok(owner) => Target::of(owner, address),
+        Err(ProxyError::EgressDenied(_)) => Target::Refused(address, Refusal::Egress),
+        Err(_) => Target::Refused(address, Refusal::Unknown),
     }
 }

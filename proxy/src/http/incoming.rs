@@ -1,15 +1,22 @@
 //! What comes in as a body: from the HTTP library's server and HTTP/1 client, or on a stream of HTTP/2 that
 //! is driven without it.
 
-use std::io;
+use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::{io, mem};
 
 use bytes::Bytes;
 use h2::Reason;
 use http::HeaderMap;
 use http::header::CONTENT_LENGTH;
 use http_body::{Frame, SizeHint};
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::tcp::OwnedReadHalf;
+use tokio::sync::oneshot;
+
+/// Bytes read at once from an upgraded connection.
+const READ: usize = 8 << 10;
 
 /// What a connection failed with.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +51,55 @@ pub enum Incoming {
     Library(hyper::body::Incoming),
     /// Read from a stream of HTTP/2.
     Stream(Received),
+    /// Read from a connection that becomes something else.
+    Upgraded(Box<Upgraded>),
+}
+
+/// What a client sends on a connection of HTTP/1.1 once it was upgraded, as a body.
+#[derive(Debug)]
+pub struct Upgraded {
+    coming: oneshot::Receiver<Source>,
+    source: Option<Source>,
+    ended: bool,
+}
+
+/// The connection's reading half, behind what was read ahead of it.
+#[derive(Debug)]
+pub struct Source {
+    /// Read before the connection was handed over.
+    pub read: Bytes,
+    /// The rest.
+    pub half: OwnedReadHalf,
+    /// Dropped with this.
+    pub held: oneshot::Sender<Infallible>,
+}
+
+impl Upgraded {
+    /// A body that begins when its source is sent, and breaks if it never is.
+    pub fn new() -> (oneshot::Sender<Source>, Box<Self>) {
+        let (sender, coming) = oneshot::channel();
+        (sender, Box::new(Self { coming, source: None, ended: false }))
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
+        let source = match &mut self.source {
+            Some(source) => source,
+            None => match ready!(Pin::new(&mut self.coming).poll(context)) {
+                Ok(source) => self.source.insert(source),
+                Err(_) => return Poll::Ready(Some(Err(io::ErrorKind::ConnectionReset.into()))),
+            },
+        };
+        if !source.read.is_empty() {
+            return Poll::Ready(Some(Ok(mem::take(&mut source.read))));
+        }
+        let mut space = [0; READ];
+        let mut buffer = ReadBuf::new(&mut space);
+        if let Err(error) = ready!(Pin::new(&mut source.half).poll_read(context, &mut buffer)) {
+            return Poll::Ready(Some(Err(error)));
+        }
+        self.ended = buffer.filled().is_empty();
+        Poll::Ready((!self.ended).then(|| Ok(Bytes::copy_from_slice(buffer.filled()))))
+    }
 }
 
 /// The receiving half of a stream of HTTP/2, as a body.
@@ -107,6 +163,10 @@ impl http_body::Body for Incoming {
             Self::Nothing => Poll::Ready(None),
             Self::Library(body) => Pin::new(body).poll_frame(context).map_err(TransportError::from),
             Self::Stream(body) => body.poll(context).map_err(TransportError::from),
+            Self::Upgraded(body) => {
+                let bytes = ready!(body.poll(context));
+                Poll::Ready(bytes.map(|bytes| bytes.map(Frame::data).map_err(TransportError::Io)))
+            }
         }
     }
 
@@ -115,6 +175,7 @@ impl http_body::Body for Incoming {
             Self::Nothing => true,
             Self::Library(body) => body.is_end_stream(),
             Self::Stream(body) => body.stream.is_end_stream(),
+            Self::Upgraded(body) => body.ended,
         }
     }
 
@@ -123,6 +184,7 @@ impl http_body::Body for Incoming {
             Self::Nothing => SizeHint::with_exact(0),
             Self::Library(body) => body.size_hint(),
             Self::Stream(body) => body.left.map_or_else(SizeHint::default, SizeHint::with_exact),
+            Self::Upgraded(_) => SizeHint::default(),
         }
     }
 }

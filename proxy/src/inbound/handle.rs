@@ -6,7 +6,7 @@ use std::time::Instant;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
-use hyper::body::Incoming;
+use hyper::body::Incoming as Library;
 use outrigger_common::identity::SpiffeId;
 use outrigger_common::name::ServiceName;
 
@@ -17,6 +17,7 @@ use super::upgrade::Switched;
 use crate::error::ProxyError;
 use crate::http::body::{Body, Ending, Held, ResponseBody, Times};
 use crate::http::headers;
+use crate::http::incoming::Incoming;
 use crate::http::replay::Replay;
 use crate::http::tunnel::{Feed, Tunnel};
 use crate::http::upgrade;
@@ -34,12 +35,39 @@ use crate::telemetry::record::RequestRecord;
 use crate::telemetry::trace::{TraceContext, new_span_id};
 
 /// Carries one request of another sidecar to the application and the response back.
-pub async fn handle(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming>) -> Response<Body> {
+pub async fn handle(shared: &Arc<Shared>, peer: &Peer, request: Request<Library>) -> Response<Body> {
+    let (head, body) = request.into_parts();
+    let carried = |token: &&HeaderValue| {
+        head.version == Version::HTTP_2 && token.to_str().is_ok_and(|token| !upgrade::is_http(token))
+    };
+    let payload = match head.headers.get(&headers::MESH_UPGRADE).filter(carried) {
+        // What comes afterwards is its body.
+        Some(token) => Payload::Tunnel { token: token.clone(), incoming: body.into() },
+        None => Payload::Body(body),
+    };
+    serve(shared, peer, (head, payload)).await
+}
+
+/// What comes behind a head.
+#[derive(Debug)]
+pub(super) enum Payload {
+    /// The body of a request.
+    Body(Library),
+    /// What follows an upgrade to this protocol, if the application agrees.
+    Tunnel { token: HeaderValue, incoming: Incoming },
+}
+
+/// Carries one request to the application and the response back.
+pub(super) async fn serve(
+    shared: &Arc<Shared>,
+    peer: &Peer,
+    (head, payload): (Parts, Payload),
+) -> Response<Body> {
     let now = Instant::now();
     // The caller's sidecar has decided on sampling; one that sent no context is not sampled here.
-    let trace = TraceContext::from_headers(request.headers(), Sampling::parent_based(0.0));
-    let client = headers::client_version(request.headers());
-    let spoken = headers::spoken(request.headers(), client);
+    let trace = TraceContext::from_headers(&head.headers, Sampling::parent_based(0.0));
+    let client = headers::client_version(&head.headers);
+    let spoken = headers::spoken(&head.headers, client);
     let Some(port) = &peer.port else {
         // By its account: a name it chooses would be a label it chooses.
         let account = account_name(&peer.id);
@@ -48,22 +76,17 @@ pub async fn handle(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
         record.secured(|| peer.id.to_string());
         return respond::with_error(&ProxyError::NotServed(peer.asked.clone()), record);
     };
-    let claimed = request.headers().get(&headers::SOURCE);
+    let claimed = head.headers.get(&headers::SOURCE);
     let edge = peer
         .known
         .edge(claimed, || port.edge(&peer.id, &source(peer, claimed.and_then(|value| value.to_str().ok()))));
     let mut record = RequestRecord::start(edge, now, spoken, trace);
-    let (head, body) = request.into_parts();
     record.with_span(&shared.spans, &head);
     if peer.id.is_proven() {
         record.secured(|| peer.id.to_string());
     }
     let asked = Asked::read(&head.headers, now);
-    let carried = |token: &&HeaderValue| {
-        head.version == Version::HTTP_2 && token.to_str().is_ok_and(|token| !upgrade::is_http(token))
-    };
-    let upgrade = head.headers.get(&headers::MESH_UPGRADE).filter(carried).cloned();
-    let arrived = Arrived { head, body, client, asked, upgrade };
+    let arrived = Arrived { head, payload, client, asked };
     match carry(shared, peer, port, arrived, &mut record).await {
         Ok(carried) => respond(shared, carried, record),
         Err(error) => respond::with_error(&error, record),
@@ -103,11 +126,9 @@ impl Asked {
 /// A request as it came in.
 struct Arrived {
     head: Parts,
-    body: Incoming,
+    payload: Payload,
     client: Version,
     asked: Asked,
-    /// The upgrade it asks for: then its body is what comes afterwards.
-    upgrade: Option<HeaderValue>,
 }
 
 /// A response on its way back, and what ends with it.
@@ -128,7 +149,7 @@ async fn carry(
     arrived: Arrived,
     record: &mut RequestRecord,
 ) -> Result<Carried, ProxyError> {
-    let Arrived { mut head, body, client, asked, upgrade } = arrived;
+    let Arrived { mut head, payload, client, asked } = arrived;
     // The count before the policies: should they change in between, they are asked once more.
     let version = port.governed(shared.config.timeouts.discovery).await?;
     let (now, grpc, policy) = (Instant::now(), record.is_grpc(), port.policy());
@@ -157,9 +178,10 @@ async fn carry(
     let span = if own { record.parent_for_next_hop() } else { new_span_id() };
     prepare(&mut head, peer, record, span)?;
     let remembered = shared.inherited.remember(record.trace.trace_id, span, inheritance);
-    let (replay, incoming) = match &upgrade {
-        Some(_) => (None, Some(body)),
-        None => ((!body.is_end_stream()).then(|| Replay::new(body, 0, stream_idle, &shared.tasks)), None),
+    let (replay, upgrade, incoming) = match payload {
+        Payload::Tunnel { token, incoming } => (None, Some(token), Some(incoming)),
+        Payload::Body(body) if body.is_end_stream() => (None, None, None),
+        Payload::Body(body) => (Some(Replay::new(body, 0, stream_idle, &shared.tasks)), None, None),
     };
     if let Some(replay) = &replay {
         record.request_body(replay.clone());
@@ -267,7 +289,7 @@ fn respond(shared: &Shared, carried: Carried, mut record: RequestRecord) -> Resp
     if let (Some(Switched { agreed, local, finale }), Some(remote)) = (switched, incoming) {
         let feed = Feed::default();
         let body = Body::Tunnel(feed.body());
-        let tunnel = Tunnel { local, finale, feed, remote: remote.into(), idle: times.idle, ending };
+        let tunnel = Tunnel { local, finale, feed, remote, idle: times.idle, ending };
         tunnel.spawn(&shared.tasks, head.status);
         head.status = StatusCode::OK;
         head.headers.insert(headers::MESH_UPGRADE, agreed);

@@ -11,6 +11,7 @@ pub mod tcp;
 pub mod upgrade;
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -19,7 +20,6 @@ use http::HeaderValue;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulConnection;
 use outrigger_api::resource::MtlsMode;
 use outrigger_common::identity::SpiffeId;
 use outrigger_common::mtls;
@@ -117,11 +117,16 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream) {
             return;
         }
     };
-    shared.metrics.handshake(Direction::Inbound, "ok");
+    let place = shared.peers.try_acquire(&peer.id);
+    shared.metrics.handshake(Direction::Inbound, if place.is_some() { "ok" } else { "limited" });
     let protocol = stream.get_ref().1.alpn_protocol();
     if protocol == Some(preface::ALPN) {
-        return Box::pin(tcp::serve(shared, stream, peer)).await;
+        return Box::pin(tcp::serve(shared, stream, peer, place)).await;
     }
+    // Of HTTP nothing has been sent yet, so that the end of the connection has it sent elsewhere.
+    let Some(_place) = place else {
+        return tracing::debug!(peer = %peer.id, "connection ended: its peer has too many");
+    };
     let h2 = protocol == Some(b"h2");
     if h2 {
         pulse::end_when_unacknowledged(stream.get_ref().0.get_ref());
@@ -239,7 +244,13 @@ async fn serve_h2(
         // Boxed: the library moves it several times on its way into a task.
         Box::pin(async move { Ok::<_, Infallible>(handle::handle(&shared, &peer, request).await) })
     });
-    drive(shared, &peer, builder.serve_connection(TokioIo::new(stream), service)).await
+    drive(
+        shared,
+        &peer,
+        builder.serve_connection(TokioIo::new(stream), service),
+        http2::Connection::graceful_shutdown,
+    )
+    .await
 }
 
 async fn serve_h1(
@@ -256,21 +267,26 @@ async fn serve_h1(
         .timer(TokioTimer::new())
         .header_read_timeout(shared.config.timeouts.idle)
         .max_buf_size(shared.config.limits.header_bytes);
-    drive(shared, &peer, builder.serve_connection(TokioIo::new(stream), service)).await
+    drive(
+        shared,
+        &peer,
+        builder.serve_connection(TokioIo::new(stream), service),
+        http1::Connection::graceful_shutdown,
+    )
+    .await
 }
 
 /// Runs a connection to its end: its own, a gentle one when it has served long enough, or at once,
-/// with all that is under way, when its peer may not call any more.
-async fn drive<C: GracefulConnection<Error = hyper::Error>>(
-    shared: &Shared,
-    peer: &Peer,
-    connection: C,
-) -> hyper::Result<()> {
+/// with all that is under way, when its peer may not call any more. `finish` has it take no more requests.
+async fn drive<C>(shared: &Shared, peer: &Peer, connection: C, finish: fn(Pin<&mut C>)) -> hyper::Result<()>
+where
+    C: Future<Output = hyper::Result<()>>,
+{
     tokio::pin!(connection);
     let gently = async {
         tokio::select! {
             result = connection.as_mut() => return result,
-            () = enough(shared) => connection.as_mut().graceful_shutdown(),
+            () = enough(shared) => finish(connection.as_mut()),
         }
         // What is under way may take its time, a WebSocket or a stream all day, but no drain's.
         tokio::select! {

@@ -1,13 +1,15 @@
 //! Connections to the application that were captured on their way in: no sidecar is at their other end,
 //! or one that did not know the way. What becomes of them is for the mesh's mTLS mode to say.
 
+mod upgrade;
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, Version};
+use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -19,6 +21,8 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use self::upgrade::{Bridge, Pending};
+use super::handle::Payload;
 use super::served::ServedPort;
 use super::{Known, Peer, drive, handle, not_allowed, probe, tcp};
 use crate::capture::original;
@@ -307,46 +311,70 @@ impl Visit<'_> {
     }
 
     async fn http(self, io: Prefixed<TcpStream>, version: Version) {
+        let switched = Arc::new(Mutex::new(None));
         let service = service_fn(|request| {
-            let (shared, peer) = (self.shared.clone(), self.peer.clone());
-            Box::pin(async move { Ok::<_, Infallible>(exchange(&shared, &peer, request).await) })
+            let (shared, peer, switched) = (self.shared.clone(), self.peer.clone(), switched.clone());
+            Box::pin(async move {
+                let (response, bridge) = exchange(&shared, &peer, request).await;
+                if bridge.is_some() {
+                    *switched.lock().expect("no holder of this lock panics") = bridge;
+                }
+                Ok::<_, Infallible>(response)
+            })
         });
         let config = &self.shared.config;
         let result = if version == Version::HTTP_2 {
             let builder = super::h2_builder(self.shared);
-            drive(self.shared, &self.peer, builder.serve_connection(TokioIo::new(io), service)).await
+            let connection = builder.serve_connection(TokioIo::new(io), service);
+            drive(self.shared, &self.peer, connection, http2::Connection::graceful_shutdown).await
         } else {
             let mut builder = http1::Builder::new();
             builder
                 .timer(TokioTimer::new())
                 .header_read_timeout(config.timeouts.idle)
                 .max_buf_size(config.limits.header_bytes);
-            drive(self.shared, &self.peer, builder.serve_connection(TokioIo::new(io), service)).await
+            let connection = builder.serve_connection(TokioIo::new(io), service).with_upgrades();
+            drive(self.shared, &self.peer, connection, http1::UpgradeableConnection::graceful_shutdown).await
         };
-        if let Err(error) = result {
-            tracing::debug!(%error, "plaintext connection ended");
+        let bridge = switched.lock().expect("no holder of this lock panics").take();
+        match (result, bridge) {
+            (Ok(()), Some(bridge)) => Box::pin(bridge.run(self.shared, &self.peer)).await,
+            (Ok(()), None) => {}
+            (Err(error), _) => tracing::debug!(%error, "plaintext connection ended"),
         }
     }
 }
 
 /// Makes of a request what another sidecar would have made of it, believing nothing it says of the
-/// mesh, and of the response what that one would hand on.
-async fn exchange(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming>) -> Response<Body> {
+/// mesh, and of the response what that one would hand on. With it, what the connection becomes.
+async fn exchange(
+    shared: &Arc<Shared>,
+    peer: &Peer,
+    mut request: Request<Incoming>,
+) -> (Response<Body>, Option<Bridge>) {
+    let pending = Pending::take(&mut request);
     let (mut head, body) = request.into_parts();
     let version = HeaderValue::from_static(if head.version == Version::HTTP_2 { "2" } else { "1.1" });
     headers::strip_mesh(&mut head.headers);
     headers::strip_expect(&mut head.headers);
     head.headers.insert(headers::VERSION, version);
-    let mut response = handle::handle(shared, peer, Request::from_parts(head, body)).await;
+    let (pending, payload) = match pending {
+        Some((pending, payload)) => (Some(pending), payload),
+        None => (None, Payload::Body(body)),
+    };
+    let mut response = handle::serve(shared, peer, (head, payload)).await;
     *response.version_mut() = Version::default();
+    let ok = response.status() == StatusCode::OK;
     let map = response.headers_mut();
+    let agreed = map.remove(&headers::MESH_UPGRADE).filter(|_| ok);
     let reason = map.get(&headers::REASON).cloned();
     headers::strip_mesh(map);
     headers::strip_hop_by_hop(map);
     if let Some(reason) = reason {
         map.insert(headers::REASON, reason);
     }
-    response
+    let bridge = pending.zip(agreed).map(|(pending, agreed)| pending.agree(&agreed, &mut response));
+    (response, bridge)
 }
 
 #[cfg(test)]

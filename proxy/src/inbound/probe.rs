@@ -1,7 +1,7 @@
 //! What is answered without mutual TLS in a strict mesh: declared probes, by the sidecar, with a status
 //! and nothing else. Everything else is told why it is refused.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
 use http::header::{CONNECTION, HOST};
@@ -10,6 +10,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
+use tokio::sync::OnceCell;
 
 use super::served::ServedPort;
 use crate::control::health::probe::{self, Failure};
@@ -24,9 +25,43 @@ use crate::telemetry::environment::Sampling;
 use crate::telemetry::record::RequestRecord;
 use crate::telemetry::trace::TraceContext;
 
-/// Probes of one port under way at once: whoever reaches the port may ask, and each is a request of the
-/// application's.
-pub const AT_ONCE: u32 = 8;
+/// A declared probe: a path, asked for once at a time. Whoever reaches the port may ask, and each could be a
+/// request of the application's; those that come while one is under way share its answer, so that no crowd
+/// of strangers costs the application more than one, or the kubelet its turn.
+#[derive(Debug)]
+pub struct Probe {
+    path: PathAndQuery,
+    under_way: Mutex<Weak<OnceCell<Answer>>>,
+}
+
+/// What the application says, and why the sidecar says it where the application did not.
+type Answer = (StatusCode, Option<Reason>);
+
+impl Probe {
+    /// Of this path, which has no query.
+    pub fn new(path: PathAndQuery) -> Self {
+        Self { path, under_way: Mutex::default() }
+    }
+
+    /// The application's answer. Who is dropped while others wait leaves the asking to one of them.
+    ///
+    /// Cancel safety: safe.
+    async fn answer<F: Future<Output = Answer>>(&self, ask: impl FnOnce() -> F) -> Answer {
+        *self.turn().get_or_init(ask).await
+    }
+
+    fn turn(&self) -> Arc<OnceCell<Answer>> {
+        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        match under_way.upgrade() {
+            Some(turn) if !turn.initialized() => turn,
+            Some(_) | None => {
+                let turn = Arc::default();
+                *under_way = Arc::downgrade(&turn);
+                turn
+            }
+        }
+    }
+}
 
 /// Answers a request that came without mutual TLS: the probe it is, or 403.
 pub async fn answer(
@@ -41,13 +76,10 @@ pub async fn answer(
     let mut record = RequestRecord::start(edge, Instant::now(), spoken, trace);
     let (head, body) = request.into_parts();
     let asked = port.and_then(|port| Some((port, asked(&head, body.is_end_stream(), &port.probes)?)));
-    let Some((port, path)) = asked else {
+    let Some((port, probe)) = asked else {
         return respond::with_error(&ProxyError::PlaintextRefused, record);
     };
-    let Some(_permit) = port.probing.try_acquire() else {
-        return respond::with_error(&ProxyError::Overloaded("that many probes are under way"), record);
-    };
-    let (status, reason) = ask(shared, port, path).await;
+    let (status, reason) = probe.answer(|| ask(shared, port, &probe.path)).await;
     record.responded(status);
     if let Some(reason) = reason {
         record.explained(reason);
@@ -66,7 +98,7 @@ pub async fn answer(
 
 /// The declared probe that a request is, byte for byte: GET of HTTP/1, origin-form, this path and no
 /// query, no body.
-fn asked<'p>(head: &Parts, empty: bool, probes: &'p [PathAndQuery]) -> Option<&'p PathAndQuery> {
+fn asked<'p>(head: &Parts, empty: bool, probes: &'p [Probe]) -> Option<&'p Probe> {
     let http1 = matches!(head.version, Version::HTTP_10 | Version::HTTP_11);
     let origin_form = head.uri.scheme().is_none() && head.uri.authority().is_none();
     let one_host = head.headers.get_all(HOST).iter().count() <= 1;
@@ -74,11 +106,11 @@ fn asked<'p>(head: &Parts, empty: bool, probes: &'p [PathAndQuery]) -> Option<&'
         return None;
     }
     let path = head.uri.path_and_query()?.as_str();
-    probes.iter().find(|probe| probe.as_str() == path)
+    probes.iter().find(|probe| probe.path.as_str() == path)
 }
 
 /// What the application says. Of the request that came not a byte goes to it.
-async fn ask(shared: &Shared, port: &ServedPort, path: &PathAndQuery) -> (StatusCode, Option<Reason>) {
+async fn ask(shared: &Shared, port: &ServedPort, path: &PathAndQuery) -> Answer {
     let how = (shared.config.health.timeout, &shared.tasks);
     match probe::status(port.app.address(), path, port.protocol, how).await {
         Ok(status) => (status, None),
@@ -92,6 +124,12 @@ async fn ask(shared: &Shared, port: &ServedPort, path: &PathAndQuery) -> (Status
 
 #[cfg(test)]
 mod tests {
+    use std::pin::Pin;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Context, Poll, Waker};
+
+    use tokio::sync::Semaphore;
+
     use super::*;
 
     fn head(method: &str, target: &str, version: Version) -> Parts {
@@ -101,9 +139,9 @@ mod tests {
 
     #[test]
     fn only_the_declared_get_is_a_probe() {
-        let probes = ["/healthz", "/a%20b"].map(PathAndQuery::from_static);
+        let probes = ["/healthz", "/a%20b"].map(|path| Probe::new(PathAndQuery::from_static(path)));
         let is = |method: &str, target: &str, version: Version, empty: bool| {
-            asked(&head(method, target, version), empty, &probes).map(PathAndQuery::as_str)
+            asked(&head(method, target, version), empty, &probes).map(|probe| probe.path.as_str())
         };
         let v11 = Version::HTTP_11;
         assert_eq!(is("GET", "/healthz", v11, true), Some("/healthz"));
@@ -136,6 +174,41 @@ mod tests {
         for host in ["a", "b"] {
             two.headers.append(HOST, HeaderValue::from_static(host));
         }
-        assert_eq!(asked(&two, true, &probes), None, "two hosts");
+        assert!(asked(&two, true, &probes).is_none(), "two hosts");
+    }
+
+    /// Polls each once, and drops those that are answered; returns how many are.
+    fn poll<F: Future<Output = Answer>>(clients: &mut Vec<Pin<Box<F>>>) -> usize {
+        let (mut context, before) = (Context::from_waker(Waker::noop()), clients.len());
+        clients.retain_mut(|client| match client.as_mut().poll(&mut context) {
+            Poll::Ready(answer) => {
+                assert_eq!(answer, (StatusCode::OK, None));
+                false
+            }
+            Poll::Pending => true,
+        });
+        before - clients.len()
+    }
+
+    #[test]
+    fn those_that_come_meanwhile_share_one_answer() {
+        let probe = Probe::new(PathAndQuery::from_static("/healthz"));
+        let (asked, gate) = (AtomicUsize::new(0), Semaphore::new(0));
+        let ask = || async {
+            asked.fetch_add(1, Ordering::Relaxed);
+            gate.acquire().await.unwrap().forget();
+            (StatusCode::OK, None)
+        };
+        let mut clients: Vec<_> = (0..100).map(|_| Box::pin(probe.answer(ask))).collect();
+        assert_eq!((poll(&mut clients), asked.load(Ordering::Relaxed)), (0, 1));
+        // Its client went away: another asks in its place.
+        drop(clients.remove(0));
+        assert_eq!((poll(&mut clients), asked.load(Ordering::Relaxed)), (0, 2));
+        gate.add_permits(1);
+        let answered: usize = (0..2).map(|_| poll(&mut clients)).sum();
+        assert_eq!((answered, asked.load(Ordering::Relaxed)), (99, 2));
+        // What is over is no answer to those that come later.
+        clients.push(Box::pin(probe.answer(ask)));
+        assert_eq!((poll(&mut clients), asked.load(Ordering::Relaxed)), (0, 3));
     }
 }

@@ -6,7 +6,6 @@ use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
-use http::uri::PathAndQuery;
 use outrigger_api::resource::policy::TrafficPolicySpec;
 use outrigger_api::resource::{Protocol, Resource};
 use outrigger_common::identity::SpiffeId;
@@ -14,15 +13,16 @@ use outrigger_common::name::{InvalidName, ServiceName};
 use outrigger_common::tasks::Tasks;
 use tokio::sync::watch;
 
+use super::plain;
 use super::policy::{self, PortPolicy, Served};
-use super::{plain, probe};
+use super::probe::Probe;
 use crate::config::Config;
 use crate::control::snapshot::server_name;
 use crate::control::state::State;
 use crate::error::ProxyError;
 use crate::outbound::policy::server_budget;
 use crate::policy::budget::ServerBudget;
-use crate::policy::limit::{Bound, Concurrency};
+use crate::policy::limit::Concurrency;
 use crate::pool::app::{self, AppLimits, AppPool};
 use crate::route::DEFAULT_ROUTE;
 use crate::telemetry::edge::Edge;
@@ -53,9 +53,7 @@ pub struct ServedPort {
     /// How many requests the application has at once.
     pub concurrency: Arc<Concurrency>,
     /// Paths whose GET is answered without mutual TLS: those of all services with this target.
-    pub probes: Vec<PathAndQuery>,
-    /// Such answers under way.
-    pub probing: Arc<Bound>,
+    pub probes: Vec<Probe>,
     policy: ArcSwap<PortPolicy>,
     /// Counts the policies, so that live connections look again.
     version: watch::Sender<u64>,
@@ -109,8 +107,7 @@ impl ServedPorts {
                 metrics: metrics.clone(),
                 edges: RwLock::default(),
                 service: service.clone(),
-                probes: together.flat_map(|served| served.probes.iter().cloned()).collect(),
-                probing: Bound::new(probe::AT_ONCE),
+                probes: together.flat_map(|served| &served.probes).cloned().map(Probe::new).collect(),
             };
             let port = Arc::new(port);
             by_target.entry(target).or_insert_with(|| port.clone());

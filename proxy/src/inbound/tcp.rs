@@ -15,6 +15,7 @@ use super::{Peer, not_allowed};
 use crate::error::ProxyError;
 use crate::io::Ahead;
 use crate::io::{Guarded, Stream, is_http};
+use crate::policy::limit::IdentityPermit;
 use crate::reason::Reason;
 use crate::route::DEFAULT_ROUTE;
 use crate::shared::Shared;
@@ -33,8 +34,9 @@ const GOODBYE: Duration = Duration::from_secs(1);
 type Inward = TlsStream<Ahead<TcpStream>>;
 
 /// Carries one connection of another sidecar to the application, until both are done, a policy no
-/// longer lets the peer call, or the drain has no more time.
-pub async fn serve(shared: Arc<Shared>, mut stream: Inward, peer: Arc<Peer>) {
+/// longer lets the peer call, or the drain has no more time. Without a `place` it is told that it has too
+/// many.
+pub async fn serve(shared: Arc<Shared>, mut stream: Inward, peer: Arc<Peer>, place: Option<IdentityPermit>) {
     keep_alive(stream.get_ref().0.get_ref());
     let hello = match tokio::time::timeout(HELLO_TIMEOUT, hear(&mut stream)).await {
         Ok(Ok(hello)) => hello,
@@ -50,6 +52,9 @@ pub async fn serve(shared: Arc<Shared>, mut stream: Inward, peer: Arc<Peer>) {
     };
     let edge = port.edge(&peer.id, &source(&peer, Some(&hello.source)));
     let record = ConnectionRecord::start(edge, shared.metrics.clone());
+    let Some(_place) = place else {
+        return refuse(stream, record, &ProxyError::Overloaded("the caller has too many connections")).await;
+    };
     match admit(&shared, &peer, port).await {
         Ok((app, idle)) => carry(&shared, &peer, (Guarded::new(stream), app), idle, record).await,
         Err(error) => refuse(stream, record, &error).await,

@@ -63,6 +63,8 @@ pub enum Refusal {
     Loop,
     /// It would leave the mesh, which the egress policy denies.
     Egress,
+    /// It would leave the mesh, and nobody has said yet whether it may.
+    Unknown,
 }
 
 impl Refusal {
@@ -71,6 +73,9 @@ impl Refusal {
         match self {
             Self::Loop => ProxyError::Loop(address.to_string()),
             Self::Egress => ProxyError::EgressDenied(address.to_string()),
+            Self::Unknown => ProxyError::DiscoveryUnavailable(format!(
+                "{address}: this sidecar was never told whether applications may leave the mesh"
+            )),
         }
     }
 }

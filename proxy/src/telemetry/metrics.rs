@@ -397,7 +397,7 @@ impl Metrics {
         edges.entry(key.clone()).or_insert_with(|| Arc::new(Edge::new(self, &key, true))).clone()
     }
 
-    /// Counts a handshake. `result` is `ok`, `failed`, `identity_mismatch` or `timeout`.
+    /// Counts a handshake. `result` is `ok`, `failed`, `identity_mismatch`, `limited` or `timeout`.
     pub fn handshake(&self, direction: Direction, result: &str) {
         self.handshakes.with_label_values(&[direction.as_str(), result]).inc();
     }

@@ -2,13 +2,16 @@
 
 Answers every request with JSON: its name, what it was asked, the headers it saw. It counts what it was
 asked; GET /hits says how often, by path. It listens on all addresses, IPv4 and IPv6. /healthz is 200
-with a body and a header, /broken is 500 with both.
+with a body and a header, /broken is 500 with both. Asked for an upgrade to `echo` it sends back line by
+line; at the line `die` it breaks off.
 """
 
 import collections
 import http.server
 import json
+import os
 import socket
+import struct
 import sys
 
 name, port = sys.argv[1], int(sys.argv[2])
@@ -18,7 +21,24 @@ hits = collections.Counter()
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
+    def echo(self):
+        self.send_response(101)
+        self.send_header("connection", "upgrade")
+        self.send_header("upgrade", "echo")
+        self.end_headers()
+        self.close_connection = True
+        for line in self.rfile:
+            if line == b"die\n":
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                # Without the orderly end that the server would send first.
+                os.close(self.connection.detach())
+                return
+            self.wfile.write(line)
+            self.wfile.flush()
+
     def answer(self):
+        if self.headers.get("upgrade") == "echo":
+            return self.echo()
         if self.path == "/hits":
             body = json.dumps(hits).encode()
         else:

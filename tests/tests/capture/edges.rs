@@ -99,8 +99,12 @@ async fn nobody_leaves_before_the_mesh_has_said_whether_one_may() {
     assert_eq!(egress().await, "unknown");
     let refused = ask(&front, APP, outside, GREETING_PORT);
     assert!(refused.contains("Connection reset by peer"), "{refused}");
+    let got = curl(&front, APP, &[&url(outside, APP_PORT, "/")]);
+    assert_eq!((got.status, got.reason()), (503, "discovery_unavailable"), "{got:?}");
     let labels = [("reason", "discovery_unavailable")];
-    assert_eq!(sidecar.metrics().await.sum("mesh_tcp_connections_closed_total", &labels), 1.0);
+    for name in ["mesh_tcp_connections_closed_total", "mesh_requests_total"] {
+        assert_eq!(sidecar.metrics().await.sum(name, &labels), 1.0, "{name}");
+    }
     mesh.restart_registry().await;
     until("it is told", || async { egress().await == "deny" }).await;
     let got = curl(&front, APP, &[&url(outside, APP_PORT, "/")]);

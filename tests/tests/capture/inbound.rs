@@ -1,9 +1,13 @@
 //! What reaches an application without mutual TLS.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 
 use outrigger_tests::client::raw;
 use outrigger_tests::mesh::Sidecar;
+use outrigger_tests::wait::soon;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::plain::{APP, Peer, ask};
 use crate::scene::{APP_PORT, Family, GREETING_PORT, Got, Scene, UNSERVED_PORT, curl, url};
@@ -133,6 +137,8 @@ async fn a_permissive_mesh_lets_plaintext_in_as_nobody() {
     scene.mesh.delete(policy).await;
     scene.orders_sidecar.forgot("AuthorizationPolicy shop/shop").await;
 
+    let mut upgraded = an_upgrade_in_plaintext(SocketAddr::new(orders, APP_PORT)).await;
+
     // What was let in ends when the mesh becomes strict.
     let hold =
         |port: u16| Peer::start(&scene.outside, APP, &["hold", &orders.to_string(), &port.to_string()]);
@@ -144,5 +150,47 @@ async fn a_permissive_mesh_lets_plaintext_in_as_nobody() {
     for (peer, _) in &mut held {
         assert_eq!(peer.exchange("no more"), "", "it was reset");
     }
+    assert_eq!(end_of(&mut upgraded).await, Err(ErrorKind::ConnectionReset));
     assert_eq!(from_outside(&scene, &[&at]).reason(), "plaintext_refused");
+}
+
+/// Upgrades connections of nobody's; returns one that was.
+async fn an_upgrade_in_plaintext(at: SocketAddr) -> TcpStream {
+    let ask = |path: &str, to: &str| {
+        format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: {to}\r\n\r\n")
+    };
+    // What it sends at once comes after the answer.
+    let (mut early, head) = upgraded(at, &(ask("/", "echo") + "early\n")).await;
+    assert!(head.starts_with("HTTP/1.1 101 ") && head.contains("\r\nupgrade: echo\r\n"), "{head}");
+    assert!(!head.contains("x-mesh"), "{head}");
+    early.write_all(b"late\n").await.unwrap();
+    early.shutdown().await.unwrap();
+    assert_eq!(end_of(&mut early).await.as_deref(), Ok("early\nlate\n"));
+    let (mut broken, _) = upgraded(at, &ask("/", "echo")).await;
+    broken.write_all(b"die\n").await.unwrap();
+    assert_eq!(end_of(&mut broken).await, Err(ErrorKind::ConnectionReset), "no orderly end");
+    // One that the application does not heed is a request like others, and so is the next.
+    let twice = ask("/unheeded", "other") + "GET /next HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    let answer = raw(at, twice.as_bytes()).await;
+    assert_eq!(answer.matches("HTTP/1.1 200 ").count(), 2, "{answer}");
+    let (stays, _) = upgraded(at, &ask("/", "echo")).await;
+    stays
+}
+
+/// Asks for an upgrade; returns the connection behind the head of the answer.
+async fn upgraded(at: SocketAddr, words: &str) -> (TcpStream, String) {
+    let mut stream = TcpStream::connect(at).await.unwrap();
+    stream.write_all(words.as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(soon("the head", stream.read_u8()).await.unwrap());
+    }
+    (stream, String::from_utf8(head).unwrap())
+}
+
+/// What a connection still says, or how it breaks.
+async fn end_of(stream: &mut TcpStream) -> Result<String, ErrorKind> {
+    let mut text = String::new();
+    soon("the end", stream.read_to_string(&mut text)).await.map_err(|error| error.kind())?;
+    Ok(text)
 }

@@ -353,3 +353,36 @@ async fn http_does_not_get_in_as_something_else() {
     let (_db, front) = pair(&mesh, "tcp", app.address).await;
     assert_eq!(converse(front.ports[0], disguises[0]).await, disguises[0]);
 }
+
+#[tokio::test]
+async fn one_identity_leaves_room_for_others() {
+    let (mesh, app) = (Mesh::start().await, TcpApp::echo().await);
+    let limits = json!({"limits": {"connections": 6}});
+    let db = mesh.sidecar("db-1").serves_at("db", 5432, "tcp", app.address).config(&limits).start().await;
+    let greedy = mesh.sidecar("greedy").account("greedy").config(&local_ports(&[5432])).start().await;
+    let modest = mesh.sidecar("modest").account("modest").config(&local_ports(&[5432])).start().await;
+    for sidecar in [&greedy, &modest] {
+        sidecar.knows_healthy(DB, 1).await;
+    }
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        let mut stream = TcpStream::connect(greedy.ports[0]).await.unwrap();
+        stream.write_all(b"x").await.unwrap();
+        soon("the echo", stream.read_u8()).await.unwrap();
+        held.push(stream);
+    }
+    let mut refused = TcpStream::connect(greedy.ports[0]).await.unwrap();
+    let error = soon("the end", refused.read_u8()).await.expect_err("half of the listener is taken");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    let metrics = db.metrics().await;
+    assert_eq!(metrics.sum(CLOSED, &[("source", "greedy.shop"), ("reason", "overloaded")]), 1.0);
+    assert_eq!(metrics.sum("mesh_tls_handshakes_total", &[("result", "limited")]), 1.0);
+    assert_eq!(converse(modest.ports[0], b"hello").await, b"hello", "others get in");
+    // A place comes back with its connection.
+    held.pop();
+    until("the greedy gets in again", || async {
+        let Ok(mut stream) = TcpStream::connect(greedy.ports[0]).await else { return false };
+        stream.write_all(b"x").await.is_ok() && stream.read_u8().await.is_ok()
+    })
+    .await;
+}

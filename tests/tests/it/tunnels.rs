@@ -3,6 +3,12 @@
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+use bytes::Bytes;
+use http::Request;
+use http_body_util::Empty;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use outrigger_common::tasks::Tasks;
 use outrigger_tests::app::App;
 use outrigger_tests::mesh::{Mesh, Sidecar};
 use outrigger_tests::tcp::TcpApp;
@@ -149,6 +155,46 @@ async fn connect_leads_outside_where_that_is_allowed() {
     })
     .await;
     assert!(front.metrics().await.sum("mesh_requests_total", &[("reason", "egress_denied")]) >= 1.0);
+}
+
+#[tokio::test]
+async fn connect_leads_to_services_over_http2() {
+    let (mesh, app) = (Mesh::start().await, TcpApp::echo().await);
+    let _replica = mesh.sidecar("echo-1").serves_at("echo", 7, "tcp", app.address).start().await;
+    let front = mesh.caller("front", &["echo.shop"]).await;
+    front.knows_healthy("echo.shop", 1).await;
+    let tcp = TcpStream::connect(front.outbound).await.unwrap();
+    let (mut sender, connection) =
+        http2::handshake::<_, _, Empty<Bytes>>(TokioExecutor::new(), TokioIo::new(tcp)).await.unwrap();
+    Tasks::current().spawn("client", async move {
+        let _gone = connection.await;
+    });
+    let mut connect = async |authority: &str| {
+        let request = Request::connect(authority).body(Empty::new()).unwrap();
+        soon("an answer", sender.send_request(request)).await.unwrap()
+    };
+    // Several on one connection, each with its own end.
+    for words in ["one", "two"] {
+        let answer = connect("echo.shop:7").await;
+        assert_eq!(answer.status(), 200);
+        let mut tunnel = TokioIo::new(hyper::upgrade::on(answer).await.unwrap());
+        tunnel.write_all(words.as_bytes()).await.unwrap();
+        tunnel.shutdown().await.unwrap();
+        let mut read = String::new();
+        soon("the end", tunnel.read_to_string(&mut read)).await.unwrap();
+        assert_eq!(read, words);
+    }
+    for (authority, status, reason) in [
+        ("echo.shop:8", 404, "unknown_port"),
+        ("localhost:9", 404, "unknown_service"),
+        ("echo.shop", 400, "bad_request"),
+    ] {
+        let answer = connect(authority).await;
+        let said = answer.headers().get("x-mesh-reason").map(|reason| reason.to_str().unwrap());
+        assert_eq!((answer.status().as_u16(), said), (status, Some(reason)), "{authority}");
+    }
+    let metrics = front.metrics().await;
+    assert_eq!(metrics.sum("mesh_tcp_connections_opened_total", &[("destination", "echo.shop")]), 2.0);
 }
 
 #[tokio::test]

@@ -3,9 +3,11 @@
 
 pub mod adaptive;
 mod bound;
+mod by_identity;
 mod concurrency;
 pub mod fair;
 
 pub use bound::{Bound, BoundPermit};
+pub use by_identity::{BoundByIdentity, IdentityPermit};
 pub use concurrency::{Admission, Concurrency, Permit, Settings, State, Waiting};
 pub use fair::Shed;
