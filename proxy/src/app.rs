@@ -106,7 +106,7 @@ struct DataListeners {
     outbound: Vec<TcpListener>,
     /// Where captured connections to the application arrive: none, or as many.
     inbound: Vec<TcpListener>,
-    mesh: TcpListener,
+    mesh: Vec<TcpListener>,
     local_ports: Vec<(TcpListener, Target)>,
 }
 
@@ -246,7 +246,11 @@ async fn open(config: &Config) -> Result<(Listeners, OwnAddresses), Error> {
     } else {
         (vec![listen::bind(config.outbound, "outbound.listen").await?], Vec::new())
     };
-    let mesh = listen::bind(config.mesh, "mesh.listen").await?;
+    let mesh = if config.mesh.ip().is_unspecified() {
+        bind_pair(config.mesh, "mesh.listen").await?
+    } else {
+        vec![listen::bind(config.mesh, "mesh.listen").await?]
+    };
     let admin = listen::bind(config.admin, "admin.listen").await?;
     let mut local_ports = Vec::new();
     for LocalPort { listen, service, port } in &config.local_ports {
@@ -256,7 +260,7 @@ async fn open(config: &Config) -> Result<(Listeners, OwnAddresses), Error> {
     let own = OwnAddresses {
         outbound: outbound[0].local_addr()?,
         inbound: inbound.first().map(TcpListener::local_addr).transpose()?,
-        mesh: mesh.local_addr()?,
+        mesh: mesh[0].local_addr()?,
         admin: admin.local_addr()?,
         local_ports: local_ports
             .iter()
@@ -296,7 +300,7 @@ async fn serve(
         );
     }
     let spawner = tasks.clone();
-    tasks.spawn("mesh listener", async move {
+    tasks.spawn("listeners of peers", async move {
         if identity.await.is_ok() {
             for listener in inbound {
                 let drain = shared.inbound_drain.clone();
@@ -306,8 +310,13 @@ async fn serve(
                     listener::accept(shared.clone(), listener, drain, "inbound connection", serve),
                 );
             }
-            let drain = shared.inbound_drain.clone();
-            listener::accept(shared.clone(), mesh, drain, "mesh connection", inbound::serve).await;
+            for listener in mesh {
+                let drain = shared.inbound_drain.clone();
+                spawner.spawn(
+                    "mesh listener",
+                    listener::accept(shared.clone(), listener, drain, "mesh connection", inbound::serve),
+                );
+            }
         }
     });
     // An error means that the control thread is gone, which ends us as well.

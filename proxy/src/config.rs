@@ -82,7 +82,7 @@ pub const KEYS: &[Key] = &[
         "ip:port",
         "0.0.0.0:15008",
         "any",
-        "Where other sidecars connect, with mutual TLS.",
+        "Where other sidecars connect, with mutual TLS; 0.0.0.0 means IPv6, too.",
     ),
     Key::new(
         "admin.listen",

@@ -1,7 +1,6 @@
 //! What comes in as a body: from the HTTP library's server and HTTP/1 client, or on a stream of HTTP/2 that
 //! is driven without it.
 
-use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::{io, mem};
@@ -70,8 +69,8 @@ pub struct Source {
     pub read: Bytes,
     /// The rest.
     pub half: OwnedReadHalf,
-    /// Dropped with this.
-    pub held: oneshot::Sender<Infallible>,
+    /// Told how the tunnel ended: nothing, if it broke. Closed when nobody may read any more.
+    pub held: oneshot::Sender<()>,
 }
 
 impl Upgraded {
@@ -89,6 +88,10 @@ impl Upgraded {
                 Err(_) => return Poll::Ready(Some(Err(io::ErrorKind::ConnectionReset.into()))),
             },
         };
+        // Whoever holds the connection has given it up, be the socket open still.
+        if source.held.poll_closed(context).is_ready() {
+            return Poll::Ready(Some(Err(io::ErrorKind::ConnectionReset.into())));
+        }
         if !source.read.is_empty() {
             return Poll::Ready(Some(Ok(mem::take(&mut source.read))));
         }
@@ -148,6 +151,18 @@ impl Received {
             Ok(trailers) => trailers.map(|trailers| Ok(Frame::trailers(trailers))),
             Err(error) => Some(Err(error)),
         })
+    }
+}
+
+impl Incoming {
+    /// All of it went where it was to go, and so did what went the other way.
+    pub fn complete(self) {
+        if let Self::Upgraded(body) = self
+            && let Some(source) = body.source
+        {
+            // Nobody waits where the client is gone.
+            let _gone = source.held.send(());
+        }
     }
 }
 

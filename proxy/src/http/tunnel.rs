@@ -352,6 +352,9 @@ impl Tunnel {
             }
             feed.cut();
         }
+        if joined.is_ok() {
+            remote.complete();
+        }
         let sent = feed.0.lock().bytes;
         finish(ending, joined, (sent, received));
     }

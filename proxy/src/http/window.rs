@@ -12,3 +12,7 @@ pub const CONNECTION: u32 = STREAMS * STREAM;
 pub const FRAME: u32 = (64 << 10) - 9;
 /// Largest frame elsewhere: what every peer of HTTP/2 may send (RFC 9113 section 6.5.2).
 pub const SMALL_FRAME: u32 = 16 << 10;
+/// What a head may grow by on its way to another sidecar, in bytes: the mesh's own fields, and the 32 that
+/// HTTP/2 counts for each field (RFC 9113 section 6.5.2) where HTTP/1, which has 100 at most, counts none.
+/// What one sidecar has let in the other must not refuse.
+pub const HEAD_GROWTH: usize = 8 << 10;

@@ -3,9 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use http::header::{HOST, TRANSFER_ENCODING};
+use http::header::{COOKIE, HOST, TRANSFER_ENCODING};
 use http::request::Parts;
-use http::{HeaderValue, Request, Response, Uri, Version};
+use http::{HeaderMap, HeaderValue, Request, Response, Uri, Version};
 use http_body::Body as _;
 use outrigger_api::resource::Protocol;
 
@@ -141,6 +141,7 @@ pub(super) fn h1_request(mut head: Parts, body: Body) -> Result<Request<Body>, P
             .map_err(|_| ProxyError::BadRequest("malformed authority"))?;
         head.headers.insert(HOST, host);
     }
+    join_cookies(&mut head.headers);
     // hyper frames a body of unknown length by the method, and takes none for GET.
     if body.size_hint().exact().is_none() {
         head.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
@@ -149,6 +150,19 @@ pub(super) fn h1_request(mut head: Parts, body: Body) -> Result<Request<Body>, P
         head.uri.path_and_query().map_or_else(|| Uri::from_static("/"), |path| Uri::from(path.clone()));
     head.version = Version::HTTP_11;
     Ok(Request::from_parts(head, body))
+}
+
+/// Makes one line of the crumbs that HTTP/2 may send cookies in (RFC 9113 section 8.2.3): many servers of
+/// HTTP/1 look at the first alone.
+fn join_cookies(map: &mut HeaderMap) {
+    if map.get_all(COOKIE).iter().nth(1).is_none() {
+        return;
+    }
+    let crumbs: Vec<_> = map.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    // Values stay what they are behind one another.
+    if let Ok(whole) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+        map.insert(COOKIE, whole);
+    }
 }
 
 pub(super) fn h2_request(mut head: Parts, body: Body) -> Request<Body> {

@@ -11,6 +11,7 @@ pub mod tcp;
 pub mod upgrade;
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -40,6 +41,8 @@ use crate::telemetry::metrics::Direction;
 
 /// Longest handshake: a peer that connects and says nothing must not hold a permit.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest time to tell a peer why it is not served.
+const GOODBYE: Duration = Duration::from_secs(1);
 /// Concurrent requests a peer may send on one connection; its own limit is lower.
 const STREAMS: u32 = window::STREAMS;
 
@@ -123,11 +126,14 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream) {
     if protocol == Some(preface::ALPN) {
         return Box::pin(tcp::serve(shared, stream, peer, place)).await;
     }
-    // Of HTTP nothing has been sent yet, so that the end of the connection has it sent elsewhere.
-    let Some(_place) = place else {
-        return tracing::debug!(peer = %peer.id, "connection ended: its peer has too many");
-    };
     let h2 = protocol == Some(b"h2");
+    let Some(_place) = place else {
+        tracing::debug!(peer = %peer.id, "connection refused: its peer has too many");
+        if h2 {
+            let _late = tokio::time::timeout(GOODBYE, Box::pin(turn_away(stream))).await;
+        }
+        return;
+    };
     if h2 {
         pulse::end_when_unacknowledged(stream.get_ref().0.get_ref());
     }
@@ -136,6 +142,13 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream) {
     if let Err(error) = result {
         tracing::debug!(%error, "connection of a peer ended");
     }
+}
+
+/// Says that no request of the connection was or will be looked at, so that all of them go elsewhere.
+async fn turn_away(stream: TlsStream<Ahead<TcpStream>>) -> Result<(), h2::Error> {
+    let mut connection = h2::server::handshake(stream).await?;
+    connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
+    poll_fn(|context| connection.poll_closed(context)).await
 }
 
 fn peer(shared: &Shared, stream: &TlsStream<Ahead<TcpStream>>) -> Result<Arc<Peer>, (&'static str, String)> {
@@ -181,7 +194,7 @@ async fn not_allowed(shared: &Shared, peer: &Peer) {
     // Heard from here on, so that no change falls between looking and listening.
     let later = denied(shared, peer);
     tokio::pin!(later);
-    std::future::poll_fn(|context| {
+    poll_fn(|context| {
         if later.as_mut().poll(context).is_ready() {
             return std::task::Poll::Ready(());
         }
@@ -221,6 +234,8 @@ async fn denied_by_policy(peer: &Peer) {
 
 /// HTTP/2 as peers are served.
 fn h2_builder(shared: &Shared) -> http2::Builder<Executor> {
+    let header_list = shared.config.limits.header_bytes + window::HEAD_GROWTH;
+    let header_list = u32::try_from(header_list).unwrap_or(u32::MAX);
     let mut builder = http2::Builder::new(Executor(shared.tasks.clone()));
     builder
         .timer(TokioTimer::new())
@@ -228,7 +243,7 @@ fn h2_builder(shared: &Shared) -> http2::Builder<Executor> {
         .initial_stream_window_size(window::STREAM)
         .initial_connection_window_size(window::CONNECTION)
         .max_frame_size(window::FRAME)
-        .max_header_list_size(u32::try_from(shared.config.limits.header_bytes).unwrap_or(u32::MAX))
+        .max_header_list_size(header_list)
         .keep_alive_interval(Duration::from_secs(30));
     builder
 }

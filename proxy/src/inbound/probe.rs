@@ -1,7 +1,7 @@
 //! What is answered without mutual TLS in a strict mesh: declared probes, by the sidecar, with a status
 //! and nothing else. Everything else is told why it is refused.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use http::header::{CONNECTION, HOST};
@@ -10,7 +10,8 @@ use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
-use tokio::sync::OnceCell;
+use outrigger_common::tasks::Tasks;
+use tokio::sync::watch;
 
 use super::served::ServedPort;
 use crate::control::health::probe::{self, Failure};
@@ -31,7 +32,7 @@ use crate::telemetry::trace::TraceContext;
 #[derive(Debug)]
 pub struct Probe {
     path: PathAndQuery,
-    under_way: Mutex<Weak<OnceCell<Answer>>>,
+    under_way: Mutex<Option<watch::Receiver<Option<Answer>>>>,
 }
 
 /// What the application says, and why the sidecar says it where the application did not.
@@ -43,29 +44,46 @@ impl Probe {
         Self { path, under_way: Mutex::default() }
     }
 
-    /// The application's answer. Who is dropped while others wait leaves the asking to one of them.
+    /// The application's answer, for which `ask` asks where nobody has. The question is nobody's own: it
+    /// goes on when those who wait for it have left, or a crowd that comes and goes would ask again and
+    /// again.
     ///
     /// Cancel safety: safe.
-    async fn answer<F: Future<Output = Answer>>(&self, ask: impl FnOnce() -> F) -> Answer {
-        *self.turn().get_or_init(ask).await
+    async fn answer<F>(&self, tasks: &Tasks, ask: impl FnOnce() -> F) -> Answer
+    where
+        F: Future<Output = Answer> + Send + 'static,
+    {
+        let mut answer = self.turn(tasks, ask);
+        match answer.wait_for(Option::is_some).await.map(|answer| *answer) {
+            Ok(Some(answer)) => answer,
+            // The question is gone without one.
+            Ok(None) | Err(_) => (StatusCode::BAD_GATEWAY, Some(Reason::AppReset)),
+        }
     }
 
-    fn turn(&self) -> Arc<OnceCell<Answer>> {
+    fn turn<F>(&self, tasks: &Tasks, ask: impl FnOnce() -> F) -> watch::Receiver<Option<Answer>>
+    where
+        F: Future<Output = Answer> + Send + 'static,
+    {
         let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        match under_way.upgrade() {
-            Some(turn) if !turn.initialized() => turn,
-            Some(_) | None => {
-                let turn = Arc::default();
-                *under_way = Arc::downgrade(&turn);
-                turn
-            }
+        let open =
+            |turn: &&watch::Receiver<Option<Answer>>| turn.borrow().is_none() && turn.has_changed().is_ok();
+        if let Some(turn) = under_way.as_ref().filter(open) {
+            return turn.clone();
         }
+        let (sender, receiver) = watch::channel(None);
+        *under_way = Some(receiver.clone());
+        let asking = ask();
+        tasks.spawn("probe", async move {
+            let _nobody_waits = sender.send(Some(asking.await));
+        });
+        receiver
     }
 }
 
 /// Answers a request that came without mutual TLS: the probe it is, or 403.
 pub async fn answer(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     port: Option<&Arc<ServedPort>>,
     edge: Arc<Edge>,
     request: Request<Incoming>,
@@ -79,7 +97,8 @@ pub async fn answer(
     let Some((port, probe)) = asked else {
         return respond::with_error(&ProxyError::PlaintextRefused, record);
     };
-    let (status, reason) = probe.answer(|| ask(shared, port, &probe.path)).await;
+    let asking = || ask(shared.clone(), port.clone(), probe.path.clone());
+    let (status, reason) = probe.answer(&shared.tasks, asking).await;
     record.responded(status);
     if let Some(reason) = reason {
         record.explained(reason);
@@ -110,9 +129,9 @@ fn asked<'p>(head: &Parts, empty: bool, probes: &'p [Probe]) -> Option<&'p Probe
 }
 
 /// What the application says. Of the request that came not a byte goes to it.
-async fn ask(shared: &Shared, port: &ServedPort, path: &PathAndQuery) -> Answer {
+async fn ask(shared: Arc<Shared>, port: Arc<ServedPort>, path: PathAndQuery) -> Answer {
     let how = (shared.config.health.timeout, &shared.tasks);
-    match probe::status(port.app.address(), path, port.protocol, how).await {
+    match probe::status(port.app.address(), &path, port.protocol, how).await {
         Ok(status) => (status, None),
         Err(Failure::Timeout(_)) => (StatusCode::GATEWAY_TIMEOUT, Some(Reason::AppTimeout)),
         Err(Failure::Refused | Failure::Connect(_)) => {
@@ -124,9 +143,8 @@ async fn ask(shared: &Shared, port: &ServedPort, path: &PathAndQuery) -> Answer 
 
 #[cfg(test)]
 mod tests {
-    use std::pin::Pin;
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::task::{Context, Poll, Waker};
+    use std::time::Duration;
 
     use tokio::sync::Semaphore;
 
@@ -177,38 +195,38 @@ mod tests {
         assert!(asked(&two, true, &probes).is_none(), "two hosts");
     }
 
-    /// Polls each once, and drops those that are answered; returns how many are.
-    fn poll<F: Future<Output = Answer>>(clients: &mut Vec<Pin<Box<F>>>) -> usize {
-        let (mut context, before) = (Context::from_waker(Waker::noop()), clients.len());
-        clients.retain_mut(|client| match client.as_mut().poll(&mut context) {
-            Poll::Ready(answer) => {
-                assert_eq!(answer, (StatusCode::OK, None));
-                false
-            }
-            Poll::Pending => true,
-        });
-        before - clients.len()
-    }
-
-    #[test]
-    fn those_that_come_meanwhile_share_one_answer() {
+    #[tokio::test]
+    async fn those_that_come_meanwhile_share_one_answer_and_those_that_leave_cost_none() {
         let probe = Probe::new(PathAndQuery::from_static("/healthz"));
-        let (asked, gate) = (AtomicUsize::new(0), Semaphore::new(0));
-        let ask = || async {
-            asked.fetch_add(1, Ordering::Relaxed);
-            gate.acquire().await.unwrap().forget();
-            (StatusCode::OK, None)
+        let (tasks, asked, gate) =
+            (Tasks::current(), Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
+        let ask = || {
+            let (asked, gate) = (asked.clone(), gate.clone());
+            async move {
+                asked.fetch_add(1, Ordering::Relaxed);
+                gate.acquire().await.unwrap().forget();
+                (StatusCode::OK, None)
+            }
         };
-        let mut clients: Vec<_> = (0..100).map(|_| Box::pin(probe.answer(ask))).collect();
-        assert_eq!((poll(&mut clients), asked.load(Ordering::Relaxed)), (0, 1));
-        // Its client went away: another asks in its place.
-        drop(clients.remove(0));
-        assert_eq!((poll(&mut clients), asked.load(Ordering::Relaxed)), (0, 2));
-        gate.add_permits(1);
-        let answered: usize = (0..2).map(|_| poll(&mut clients)).sum();
-        assert_eq!((answered, asked.load(Ordering::Relaxed)), (99, 2));
+        for _ in 0..100 {
+            let leaves = tokio::time::timeout(Duration::ZERO, probe.answer(&tasks, ask)).await;
+            assert!(leaves.is_err());
+        }
+        let (first, second) = (probe.answer(&tasks, ask), probe.answer(&tasks, ask));
+        let answered = async {
+            gate.add_permits(1);
+        };
+        let (first, second, ()) = tokio::join!(first, second, answered);
+        assert_eq!([first, second], [(StatusCode::OK, None); 2]);
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
         // What is over is no answer to those that come later.
-        clients.push(Box::pin(probe.answer(ask)));
-        assert_eq!((poll(&mut clients), asked.load(Ordering::Relaxed)), (0, 3));
+        gate.add_permits(1);
+        let _answer = probe.answer(&tasks, ask).await;
+        assert_eq!(asked.load(Ordering::Relaxed), 2);
+        // Nor is a question that was lost.
+        let lost = probe.answer(&tasks, || async { panic!("on purpose") }).await;
+        assert_eq!(lost, (StatusCode::BAD_GATEWAY, Some(Reason::AppReset)));
+        gate.add_permits(1);
+        assert_eq!(probe.answer(&tasks, ask).await, (StatusCode::OK, None));
     }
 }

@@ -11,7 +11,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::handle::source;
 use super::served::{ServedPort, account_name};
-use super::{Peer, not_allowed};
+use super::{GOODBYE, Peer, not_allowed};
 use crate::error::ProxyError;
 use crate::io::Ahead;
 use crate::io::{Guarded, Stream, is_http};
@@ -27,8 +27,6 @@ use crate::telemetry::tcp::ConnectionRecord;
 
 /// Longest wait for the other sidecar to say who calls: it does so at once.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest wait for a refusal to be written and read.
-const GOODBYE: Duration = Duration::from_secs(1);
 
 /// A connection from another sidecar that asks for opaque bytes.
 type Inward = TlsStream<Ahead<TcpStream>>;
@@ -38,7 +36,9 @@ type Inward = TlsStream<Ahead<TcpStream>>;
 /// many.
 pub async fn serve(shared: Arc<Shared>, mut stream: Inward, peer: Arc<Peer>, place: Option<IdentityPermit>) {
     keep_alive(stream.get_ref().0.get_ref());
-    let hello = match tokio::time::timeout(HELLO_TIMEOUT, hear(&mut stream)).await {
+    // Who has too many connections keeps this one no longer than it takes to tell.
+    let patience = if place.is_some() { HELLO_TIMEOUT } else { GOODBYE };
+    let hello = match tokio::time::timeout(patience, hear(&mut stream)).await {
         Ok(Ok(hello)) => hello,
         Ok(Err(error)) => return tracing::debug!(%error, peer = %peer.id, "no hello from a peer"),
         Err(_) => return tracing::debug!(peer = %peer.id, "no hello from a peer in time"),

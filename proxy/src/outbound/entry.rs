@@ -278,7 +278,7 @@ impl<'a, Io: Stream> Conversation<'a, Io> {
                 self.detected(Detected::None);
                 tcp::end_early(&self.io, place.record(shared), Reason::IdleTimeout);
             }
-            () = shared.outbound_drain.signalled() => self.io.abort(),
+            () = shared.outbound_drain.signalled() => tcp::end_early(&self.io, place.record(shared), Reason::Drained),
         }
     }
 

@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 
 use super::call::{Call, Payload, Terms};
-use super::entry::Target;
+use super::entry::{Refusal, Target};
 use super::find::{self, Addressed, Decision, Recent, Way};
 use super::retry::{self, Sent};
 use super::{connect, mirror, terms};
@@ -73,7 +73,14 @@ pub async fn handle(shared: &Arc<Shared>, origin: &Origin, mut request: Request<
     }
     let addressed = match find::addressed(shared, &snapshot, (target, recent), &mut head).await {
         Ok(addressed) => addressed,
-        Err(error) => return refuse(&error, find::nowhere(shared)),
+        Err(error) => {
+            let mut response = refuse(&error, find::nowhere(shared));
+            if matches!(target, Target::Refused(_, Refusal::Unknown)) {
+                // The next connection may be let out; on this one it would be too late.
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            return response;
+        }
     };
     let mut rng = fastrand::Rng::with_seed(fastrand::u64(..));
     let decision = match addressed.decide(&head, spoken.is_grpc(), &mut rng) {

@@ -226,9 +226,12 @@ impl AppPool {
                 pings: false,
             };
             let tcp = self.tcp().await?;
-            drive::handshake(tcp, terms, &self.tasks)
+            let connection = drive::handshake(tcp, terms, &self.tasks)
                 .await
-                .map_err(|error| self.unreachable(std::io::Error::other(error)))
+                .map_err(|error| self.unreachable(std::io::Error::other(error)))?;
+            // Else a burst would be more than an application of few streams takes, which refuses the rest.
+            connection.settled(limits.connect / 2).await;
+            Ok(connection)
         });
         // Waiting for another's attempt counts as well.
         tokio::time::timeout(self.limits.connect, acquiring).await.unwrap_or_else(|_| Err(self.timed_out()))

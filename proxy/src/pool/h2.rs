@@ -190,10 +190,17 @@ impl Connection {
     ///
     /// Cancel safety: safe.
     pub async fn takes_extended_connect(&self, limit: Duration) -> bool {
+        self.settled(limit).await && self.sender.extended_connect()
+    }
+
+    /// Waits for the peer's settings, `limit` at most; whether they are here.
+    ///
+    /// Cancel safety: safe.
+    pub async fn settled(&self, limit: Duration) -> bool {
         let until = Instant::now() + limit;
         while !self.sender.is_closed() && Instant::now() < until {
             if self.pulse.settled() {
-                return self.sender.extended_connect();
+                return true;
             }
             // Once a connection, for a round trip on this machine: not worth a wake-up of its own.
             tokio::time::sleep(SETTINGS_LOOK).await;

@@ -133,7 +133,7 @@ impl Endpoint {
         let tls = self.handshake(connector, |tls| &tls.client).await?;
         pulse::end_when_unacknowledged(tls.get_ref().0.get_ref());
         let terms = Terms {
-            header_bytes: connector.header_bytes,
+            header_bytes: connector.header_bytes + window::HEAD_GROWTH,
             max_age: connector.max_age,
             frame: window::FRAME,
             pings: true,

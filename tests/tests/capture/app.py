@@ -3,7 +3,7 @@
 Answers every request with JSON: its name, what it was asked, the headers it saw. It counts what it was
 asked; GET /hits says how often, by path. It listens on all addresses, IPv4 and IPv6. /healthz is 200
 with a body and a header, /broken is 500 with both. Asked for an upgrade to `echo` it sends back line by
-line; at the line `die` it breaks off.
+line; at the line `die` it breaks off, at `fin` it ends its side and listens on.
 """
 
 import collections
@@ -28,6 +28,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.close_connection = True
         for line in self.rfile:
+            if line == b"fin\n":
+                return self.listen_on()
             if line == b"die\n":
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 # Without the orderly end that the server would send first.
@@ -35,6 +37,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 return
             self.wfile.write(line)
             self.wfile.flush()
+
+    def listen_on(self):
+        self.connection.shutdown(socket.SHUT_WR)
+        try:
+            while line := self.rfile.readline():
+                hits[line.decode().strip()] += 1
+            hits["ended"] += 1
+        except ConnectionError:
+            hits["broken"] += 1
 
     def answer(self):
         if self.headers.get("upgrade") == "echo":

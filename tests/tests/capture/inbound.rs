@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use outrigger_tests::client::raw;
 use outrigger_tests::mesh::Sidecar;
-use outrigger_tests::wait::soon;
+use outrigger_tests::wait::{soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -137,7 +137,9 @@ async fn a_permissive_mesh_lets_plaintext_in_as_nobody() {
     scene.mesh.delete(policy).await;
     scene.orders_sidecar.forgot("AuthorizationPolicy shop/shop").await;
 
-    let mut upgraded = an_upgrade_in_plaintext(SocketAddr::new(orders, APP_PORT)).await;
+    let (mut upgraded, mut half) = upgrades_in_plaintext(SocketAddr::new(orders, APP_PORT)).await;
+    half.write_all(b"heard\n").await.unwrap();
+    until("the application hears", async || scene.hits("heard") == 1).await;
 
     // What was let in ends when the mesh becomes strict.
     let hold =
@@ -151,11 +153,18 @@ async fn a_permissive_mesh_lets_plaintext_in_as_nobody() {
         assert_eq!(peer.exchange("no more"), "", "it was reset");
     }
     assert_eq!(end_of(&mut upgraded).await, Err(ErrorKind::ConnectionReset));
+    until("the application of a half hears of it", async || scene.hits("broken") == 1).await;
+    until("its client does", || {
+        let written = half.try_write(b"late\n");
+        async move { written.is_err_and(|error| error.kind() != ErrorKind::WouldBlock) }
+    })
+    .await;
+    assert_eq!([scene.hits("late"), scene.hits("ended")], [0, 0]);
     assert_eq!(from_outside(&scene, &[&at]).reason(), "plaintext_refused");
 }
 
-/// Upgrades connections of nobody's; returns one that was.
-async fn an_upgrade_in_plaintext(at: SocketAddr) -> TcpStream {
+/// Upgrades connections of nobody's; returns one that was, and one whose application has ended its side.
+async fn upgrades_in_plaintext(at: SocketAddr) -> (TcpStream, TcpStream) {
     let ask = |path: &str, to: &str| {
         format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: {to}\r\n\r\n")
     };
@@ -173,8 +182,11 @@ async fn an_upgrade_in_plaintext(at: SocketAddr) -> TcpStream {
     let twice = ask("/unheeded", "other") + "GET /next HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
     let answer = raw(at, twice.as_bytes()).await;
     assert_eq!(answer.matches("HTTP/1.1 200 ").count(), 2, "{answer}");
+    let (mut half, _) = upgraded(at, &ask("/", "echo")).await;
+    half.write_all(b"fin\n").await.unwrap();
+    assert_eq!(end_of(&mut half).await.as_deref(), Ok(""));
     let (stays, _) = upgraded(at, &ask("/", "echo")).await;
-    stays
+    (stays, half)
 }
 
 /// Asks for an upgrade; returns the connection behind the head of the answer.

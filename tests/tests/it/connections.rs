@@ -1,14 +1,20 @@
 //! Limits of what one sidecar asks of a destination: over them a request is shed at once, with its
 //! reason.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
-use http::Method;
+use http::{Method, Request};
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use outrigger_common::tasks::Tasks;
 use outrigger_tests::app::{App, ok};
 use outrigger_tests::client::{Answer, Broken, Client, request};
 use outrigger_tests::mesh::{Mesh, Sidecar};
 use outrigger_tests::metrics::Metrics;
+use outrigger_tests::tcp::TcpApp;
 use outrigger_tests::wait::{soon, until};
 use rustix::process::Signal;
 use tokio::sync::{Semaphore, oneshot};
@@ -133,6 +139,43 @@ async fn the_last_connection_that_may_be_is_filled_and_then_there_is_no_room() {
         fine(answer).await;
     }
     fine(held.send()).await;
+}
+
+#[tokio::test]
+async fn one_more_connection_is_opened_before_streams_queue() {
+    let held = Held::open("").await;
+    held.gate.add_permits(1);
+    fine(held.send()).await;
+    let answers: Vec<_> = (0..101).map(|_| held.send()).collect();
+    held.arrived(102).await;
+    assert_eq!(held.front.endpoints(ORDERS).await[0]["connections"], 2);
+    held.gate.add_permits(101);
+    for answer in answers {
+        fine(answer).await;
+    }
+}
+
+#[tokio::test]
+async fn a_burst_does_not_outrun_what_an_application_admits() {
+    let mesh = Mesh::start().await;
+    let app = TcpApp::start(|stream| async move {
+        let service = service_fn(|_: Request<Incoming>| async { Ok::<_, Infallible>(ok("app")) });
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        let serving = builder.max_concurrent_streams(1).serve_connection(TokioIo::new(stream), service);
+        // A health check says nothing.
+        let _gone = serving.await;
+    })
+    .await;
+    let replica = mesh.sidecar("orders-1").serves_at("orders", 80, "http2", app.address).start().await;
+    let front = mesh.caller("front", &[ORDERS]).await;
+    front.knows_healthy(ORDERS, 1).await;
+    let client = front.client_http2();
+    let answers: Vec<_> = (0..50).map(|_| send(client.clone())).collect();
+    for answer in answers {
+        let answer = soon("an answer", answer).await.unwrap().unwrap();
+        assert_eq!((answer.status.as_u16(), answer.reason()), (200, ""));
+    }
+    assert_eq!(replica.metrics().await.sum("mesh_requests_total", &[("status", "200")]), 50.0, "each once");
 }
 
 #[tokio::test]

@@ -153,6 +153,59 @@ async fn messages_without_a_body_have_none() {
 }
 
 #[tokio::test]
+async fn long_but_legal_heads_pass() {
+    let Versions { front, app, mesh: _mesh, replica: _replica } = versions().await;
+    let long = "x".repeat(60 << 10);
+    let many: Vec<_> = (0..80).map(|number| (format!("x-many-{number}"), "y".repeat(600))).collect();
+    let many: Vec<_> = many.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    for client in [front.client(), front.client_http2()] {
+        for (target, headers) in
+            [("/", vec![("x-long", long.as_str())]), (&*format!("/{long}"), Vec::new()), ("/", many.clone())]
+        {
+            app.forget();
+            let answer = client.send(request(Method::GET, "one.shop", target, &headers, "")).await.unwrap();
+            assert_eq!((answer.status.as_u16(), answer.reason()), (200, ""), "{} fields", headers.len());
+            let seen = app.only();
+            assert!(headers.iter().all(|(name, value)| seen.header(name) == *value) && seen.uri == *target);
+        }
+    }
+    // What is too long is refused where it comes in, with a reason, and nowhere else.
+    let mut refused = 0;
+    for length in (62 << 10..66 << 10).step_by(256) {
+        let long = "x".repeat(length);
+        let answer =
+            front.client().send(request(Method::GET, "one.shop", "/", &[("x-long", &long)], "")).await;
+        match answer.unwrap().status.as_u16() {
+            200 => assert_eq!(refused, 0, "{length}"),
+            431 => refused += 1,
+            other => panic!("{other} at {length}"),
+        }
+    }
+    assert!(refused > 0);
+    let labels = [("status", "431"), ("destination", "unknown")];
+    until("each is counted, when its connection has ended", async || {
+        front.metrics().await.sum("mesh_requests_total", &labels) == f64::from(refused)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn cookies_in_crumbs_are_one_line_to_an_application_of_http1() {
+    let Versions { front, app, mesh: _mesh, replica: _replica } = versions().await;
+    for (service, expected) in [("one.shop", &["a=1; b=2; c=3"][..]), ("two.shop", &["a=1", "b=2; c=3"])] {
+        app.forget();
+        let crumbs = [("cookie", "a=1"), ("cookie", "b=2; c=3")];
+        let answer =
+            front.client_http2().send(request(Method::GET, service, "/", &crumbs, "")).await.unwrap();
+        assert_eq!(answer.status, 200);
+        let heads = app.heads();
+        let cookies: Vec<_> =
+            heads[0].1.get_all("cookie").iter().map(|crumb| crumb.to_str().unwrap()).collect();
+        assert_eq!(cookies, expected, "{service}");
+    }
+}
+
+#[tokio::test]
 async fn large_bodies_pass_in_bounded_memory() {
     const SIZE: usize = 20 << 20;
     let Versions { front, replica, app: _app, mesh: _mesh } = versions().await;

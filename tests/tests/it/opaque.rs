@@ -386,3 +386,27 @@ async fn one_identity_leaves_room_for_others() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn requests_over_a_connection_too_many_go_elsewhere() {
+    let (mesh, echo) = (Mesh::start().await, TcpApp::echo().await);
+    let (near, far) = (App::start("near").await, App::start("far").await);
+    let limits = json!({"limits": {"connections": 2}});
+    let full = mesh.sidecar("db-1").serves_at("db", 5432, "tcp", echo.address).serves("orders", &near);
+    let full = full.config(&limits).start().await;
+    let _other = mesh.replica("orders-2", "orders", &far).await;
+    let front = mesh.sidecar("front").calls(&["orders.shop"]).config(&local_ports(&[5432])).start().await;
+    for (service, replicas) in [(DB, 1), ("orders.shop", 2)] {
+        front.knows_healthy(service, replicas).await;
+    }
+    // Its one place at the first.
+    let mut held = TcpStream::connect(front.ports[0]).await.unwrap();
+    held.write_all(b"x").await.unwrap();
+    soon("the echo", held.read_u8()).await.unwrap();
+    for _ in 0..20 {
+        let answer = front.client().post("orders.shop", "/", "once").await.unwrap();
+        assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, "far"));
+    }
+    assert_eq!(near.requests(), 0);
+    assert!(full.metrics().await.sum("mesh_tls_handshakes_total", &[("result", "limited")]) >= 1.0);
+}

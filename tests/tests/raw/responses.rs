@@ -82,3 +82,54 @@ async fn a_part_of_a_response_never_passes_for_all_of_it() {
     let (got, _) = raw.rest().await;
     assert!(!got.ends_with(b"0\r\n\r\n"), "{}", String::from_utf8_lossy(&got));
 }
+
+#[tokio::test]
+async fn a_response_without_a_body_keeps_the_connection_in_step() {
+    let pair = Pair::start().await;
+    for (method, bytes, status) in [
+        ("GET", &b"HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n\r\n"[..], 304),
+        ("GET", b"HTTP/1.1 304 Not Modified\r\ntransfer-encoding: chunked\r\n\r\n", 304),
+        ("GET", b"HTTP/1.1 204 No Content\r\n\r\n", 204),
+        ("HEAD", b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n", 200),
+        ("HEAD", b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", 200),
+    ] {
+        let what = String::from_utf8_lossy(bytes);
+        let mut raw = pair.connect().await;
+        pair.upstream.answers(Answer { bytes: bytes.to_vec(), ..Answer::default() });
+        raw.send(format!("{method} /empty HTTP/1.1\r\nhost: orders.shop\r\n\r\n").as_bytes()).await;
+        let response = raw.response(method).await.unwrap();
+        assert_eq!(response.status, status, "{what}");
+        // What comes next is the next response, to the client and from the application alike.
+        pair.upstream.answers(Answer::default());
+        for _ in 0..2 {
+            raw.send(POST).await;
+            let next = raw.response("POST").await.unwrap();
+            assert_eq!((next.status, &next.body[..]), (200, &b"ok"[..]), "{what}: {}", next.head);
+        }
+    }
+}
+
+#[tokio::test]
+async fn trailers_that_nobody_announced_or_asked_for_end_here() {
+    let pair = Pair::start().await;
+    let body = "transfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nx-sum: 2\r\n\r\n";
+    let (announced, unannounced) = (format!("trailer: x-sum\r\n{body}"), body.to_owned());
+    let asks = "te: trailers\r\nconnection: te\r\n";
+    for (asks, headers, passes) in
+        [(asks, &announced, true), ("", &announced, false), (asks, &unannounced, false)]
+    {
+        pair.upstream
+            .answers(Answer { bytes: format!("HTTP/1.1 200 OK\r\n{headers}").into(), ..Answer::default() });
+        let mut raw = pair.connect().await;
+        for _ in 0..2 {
+            raw.send(format!("GET / HTTP/1.1\r\nhost: orders.shop\r\n{asks}\r\n").as_bytes()).await;
+            let response = raw.response("GET").await.unwrap();
+            let text = String::from_utf8_lossy(&response.body).to_ascii_lowercase();
+            assert!(
+                response.status == 200 && text.starts_with("2\r\nok\r\n0\r\n"),
+                "{asks:?} {headers:?}: {text}"
+            );
+            assert_eq!(text.contains("x-sum: 2"), passes, "{asks:?} {headers:?}: {text}");
+        }
+    }
+}

@@ -292,5 +292,5 @@ pub(crate) const ROWS: &[Row] = &[
     row("expectations", b"POST /a HTTP/1.1\r\nHost: orders.shop\r\nExpect: 200-ok\r\nContent-Length: 1\r\n\r\na",
         &[(200, "")], GOES_ON, Upstream::Whole(&[b"POST /a HTTP/1.1\r\ncontent-length: 1\r\nhost: orders.shop\r\n\r\na"])),
     row("cookies in two lines", b"GET /a HTTP/1.1\r\nHost: orders.shop\r\nCookie: a=1\r\nCookie: b=2\r\nX-Many: 1\r\nX-Many: 2\r\n\r\n",
-        &[(200, "")], GOES_ON, Upstream::Whole(&[b"GET /a HTTP/1.1\r\nx-many: 1\r\nx-many: 2\r\ncookie: a=1\r\ncookie: b=2\r\nhost: orders.shop\r\n\r\n"])),
+        &[(200, "")], GOES_ON, Upstream::Whole(&[b"GET /a HTTP/1.1\r\nx-many: 1\r\nx-many: 2\r\ncookie: a=1; b=2\r\nhost: orders.shop\r\n\r\n"])),
 ];

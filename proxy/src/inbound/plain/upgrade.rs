@@ -70,7 +70,10 @@ impl Bridge {
             return;
         };
         let (rest, stream) = parts.io.into_inner().into_parts();
-        let (half, mut writing) = stream.into_split();
+        // Until all is done any end is a reset, also that of this process.
+        stream.abort();
+        let (half, writing) = stream.into_split();
+        let mut writing = Writing(Some(writing));
         let (held, over) = oneshot::channel();
         let source = source.send(Source { read: joined(parts.read_buf, &rest), half, held });
         let carrying = async {
@@ -84,35 +87,52 @@ impl Bridge {
             () = not_allowed(shared, peer) => Err(io::ErrorKind::PermissionDenied.into()),
             () = tcp::drained(shared) => Err(io::ErrorKind::TimedOut.into()),
         };
-        if let Err(error) = ended {
-            tracing::debug!(%error, "an upgraded plaintext connection broke");
-            writing.as_ref().abort();
-            // Dropped, it would end orderly.
-            writing.forget();
+        match ended {
+            Ok(()) => writing.complete(),
+            Err(error) => tracing::debug!(%error, "an upgraded plaintext connection broke"),
         }
     }
 }
 
-/// Writes the application's bytes to the client. `over` resolves with the tunnel.
-async fn carry(
-    body: Body,
-    to: &mut OwnedWriteHalf,
-    mut over: oneshot::Receiver<std::convert::Infallible>,
-) -> io::Result<()> {
+/// The half of the connection that is written to. Dropped, it does not end orderly.
+struct Writing(Option<OwnedWriteHalf>);
+
+impl Writing {
+    fn complete(mut self) {
+        if let Some(half) = self.0.take() {
+            half.as_ref().relent();
+        }
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        if let Some(half) = self.0.take() {
+            half.forget();
+        }
+    }
+}
+
+/// Writes the application's bytes to the client. `over` is told when the tunnel is complete.
+async fn carry(body: Body, to: &mut Writing, mut over: oneshot::Receiver<()>) -> io::Result<()> {
     let mut writing = pin!(write(body, to));
+    let broken = |_| io::Error::from(io::ErrorKind::ConnectionReset);
     tokio::select! {
         written = &mut writing => {
             written?;
             // The client may have more to say.
-            let _over = over.await;
-            Ok(())
+            over.await.map_err(broken)
         }
-        // A client that does not read the last words does not keep the connection.
-        _over = &mut over => tokio::time::timeout(PATIENCE, writing).await?,
+        complete = &mut over => {
+            complete.map_err(broken)?;
+            // A client that does not read the last words does not keep the connection.
+            tokio::time::timeout(PATIENCE, writing).await?
+        }
     }
 }
 
-async fn write(mut body: Body, to: &mut OwnedWriteHalf) -> io::Result<()> {
+async fn write(mut body: Body, to: &mut Writing) -> io::Result<()> {
+    let Some(to) = &mut to.0 else { return Ok(()) };
     while let Some(frame) = body.frame().await {
         if let Ok(data) = frame.map_err(io::Error::other)?.into_data() {
             to.write_all(&data).await?;
