@@ -46,7 +46,11 @@ enum Command {
     /// Count the instructions that a request takes, and compare them with what is recorded.
     Instructions(instructions::Options),
     /// Put load on sidecars that were built to write down what they execute.
-    Train,
+    Train {
+        /// What they do.
+        #[arg(long)]
+        phase: train::Phase,
+    },
     /// Serve as the application.
     App {
         /// Where to listen.
@@ -75,7 +79,7 @@ fn main() -> Result<()> {
         Command::Run(options) => alone(measure(&options)),
         Command::Fleet(args) => fleet::run(&args),
         Command::Instructions(options) => alone(instructions::run(&options)),
-        Command::Train => alone(train::run()),
+        Command::Train { phase } => alone(train::run(phase)),
         Command::App { listen } => alone(app::serve(listen)),
         Command::Relay { role, listen, connect, identity } => {
             alone(relay::serve(role, listen, connect, &identity))

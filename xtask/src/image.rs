@@ -3,9 +3,9 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::shell;
 use crate::sidecar;
@@ -74,20 +74,64 @@ pub(crate) struct StaticBuild<'a> {
     pub(crate) flags: &'a str,
 }
 
+impl StaticBuild<'_> {
+    /// The command that builds it, and where the binary is then.
+    ///
+    /// The explicit target keeps these flags away from build scripts and from the artifacts of every other command.
+    fn command(&self, workspace: &Workspace) -> Result<(Command, PathBuf)> {
+        let Self { package, profile, flags } = self;
+        let target = host_target()?;
+        let mut cargo = workspace.cargo(["build", "--locked", "--package", package, "--bin", package]);
+        cargo
+            .args(["--target", &target, "--profile", profile])
+            .env_remove("CARGO_ENCODED_RUSTFLAGS")
+            .env("RUSTFLAGS", format!("-C target-feature=+crt-static {flags}").trim_end());
+        let directory = if *profile == "dev" { "debug" } else { profile };
+        Ok((cargo, workspace.target.join(target).join(directory).join(package)))
+    }
+}
+
 /// Builds it.
-///
-/// The explicit target keeps these flags away from build scripts and from the artifacts of every other command.
 pub(crate) fn static_binary(workspace: &Workspace, build: &StaticBuild<'_>) -> Result<PathBuf> {
-    let StaticBuild { package, profile, flags } = build;
-    let target = host_target()?;
-    let mut cargo = workspace.cargo(["build", "--locked", "--package", package, "--bin", package]);
-    cargo
-        .args(["--target", &target, "--profile", profile])
-        .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .env("RUSTFLAGS", format!("-C target-feature=+crt-static {flags}").trim_end());
-    shell::run(&mut cargo)?;
-    let directory = if *profile == "dev" { "debug" } else { profile };
-    Ok(workspace.target.join(target).join(directory).join(package))
+    let (mut command, binary) = build.command(workspace)?;
+    shell::run(&mut command)?;
+    Ok(binary)
+}
+
+/// A static build that is under way.
+pub(crate) struct Building {
+    child: Child,
+    command: String,
+    binary: PathBuf,
+}
+
+impl Building {
+    /// Begins to build with what nobody else wants of the processors.
+    pub(crate) fn begin(workspace: &Workspace, build: &StaticBuild<'_>) -> Result<Self> {
+        let (mut command, binary) = build.command(workspace)?;
+        command.arg("--quiet");
+        let mut idle = shell::idle(&command);
+        let line = shell::line(&idle);
+        println!("$ {line} &");
+        let child = idle.stdin(Stdio::null()).spawn().with_context(|| line.clone())?;
+        Ok(Self { child, command: line, binary })
+    }
+
+    /// The binary, once it is there.
+    pub(crate) fn end(mut self) -> Result<PathBuf> {
+        println!("$ wait    # for {}", self.command);
+        let status = self.child.wait().with_context(|| self.command.clone())?;
+        ensure!(status.success(), "`{}` failed with {status}", self.command);
+        Ok(self.binary.clone())
+    }
+}
+
+impl Drop for Building {
+    fn drop(&mut self) {
+        // Ended already, or not wanted any more.
+        let _ended = self.child.kill();
+        let _status = self.child.wait();
+    }
 }
 
 /// The target triple of the installed compiler.

@@ -27,6 +27,22 @@ pub(crate) fn capture(command: &mut Command) -> Result<String> {
     String::from_utf8(output.stdout).with_context(|| format!("output of {}", line(command)))
 }
 
+/// The same command, run only when nothing else wants the processor (SCHED_IDLE, sched(7)).
+pub(crate) fn idle(command: &Command) -> Command {
+    let mut idle = Command::new("chrt");
+    idle.args(["--idle", "0"]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => idle.env(name, value),
+            None => idle.env_remove(name),
+        };
+    }
+    if let Some(directory) = command.get_current_dir() {
+        idle.current_dir(directory);
+    }
+    idle
+}
+
 /// True if `command` can be started and exits with 0; its output is dropped.
 pub(crate) fn succeeds(command: &mut Command) -> bool {
     let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());

@@ -19,7 +19,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::components::{self, Components};
-use crate::image::{self, StaticBuild};
+use crate::image::{self, Building, StaticBuild};
 use crate::shell;
 use crate::steps::{Brief, Steps, Tally};
 use crate::workspace::Workspace;
@@ -38,6 +38,8 @@ pub(crate) fn run(workspace: &Workspace, steps: &mut Steps, filter: Option<&str>
     let Some(components) = setup else { return };
     let Some(built) = steps.run("build tests and binaries", || build(workspace)) else { return };
     let run = Run { workspace, components: &components, binary: &built.outrigger, filter };
+    // Tests wait more than they compute: a build fits in between, which takes CI minutes by itself.
+    let image = run.begin_image(&built.of(Kind::Image));
 
     run.all(steps, "unit tests", &built.of(Kind::Unit), &[]);
     // They start many processes each and measure time.
@@ -45,7 +47,9 @@ pub(crate) fn run(workspace: &Workspace, steps: &mut Steps, filter: Option<&str>
     // Last of those, since it takes longest; its figures are shown.
     run.all(steps, "chaos tests", &built.of(Kind::Chaos), &["--test-threads=1", "--show-output"]);
     run.documentation(steps);
-    run.image(steps, &built.of(Kind::Image));
+    if let Some(building) = image {
+        run.image(steps, building, &built);
+    }
     if steps.tests_seen() == 0 {
         steps.run("any test at all", || -> Result<()> { bail!("no test was run{}", run.filter_note()) });
     }
@@ -160,17 +164,21 @@ impl Run<'_> {
         steps.count(total);
     }
 
-    /// Builds the image, unless the filter leaves out all tests of it, and tests it.
-    fn image(&self, steps: &mut Steps, tests: &[&TestBinary]) {
-        let wanted: Vec<_> = tests.iter().copied().filter(|test| self.is_wanted(test)).collect();
-        if wanted.is_empty() {
-            return;
-        }
-        let output = self.archive();
+    /// Begins with the binary of the image, unless the filter leaves out all tests of it.
+    fn begin_image(&self, tests: &[&TestBinary]) -> Option<Result<Building>> {
         // dist is the same with another optimisation, and takes CI minutes longer.
         let build = StaticBuild { package: "outrigger", profile: "release", flags: "" };
-        let built = steps.run("static binary", || image::static_binary(self.workspace, &build));
-        let Some(binary) = built else { return };
+        tests.iter().any(|test| self.is_wanted(test)).then(|| Building::begin(self.workspace, &build))
+    }
+
+    /// Builds the image and tests it, and what only its optimised binary is to be tested for.
+    fn image(&self, steps: &mut Steps, building: Result<Building>, built: &Built) {
+        let Some(binary) = steps.run("static binary", || building?.end()) else { return };
+        let optimised = Run { binary: &binary, filter: Some("bodies_larger_than_memory_pass"), ..*self };
+        if self.filter.is_none() {
+            optimised.all(steps, "bodies of 1 GiB", &built.of(Kind::WholeMesh), &[]);
+        }
+        let output = self.archive();
         let order = image::Order {
             binary: &binary,
             tag: "localhost/outrigger:test",
@@ -178,7 +186,7 @@ impl Run<'_> {
             offline: shell::is_root(),
         };
         if steps.run("image", || image::build(self.workspace, &order)).is_some() {
-            self.all(steps, "image tests", &wanted, &[]);
+            self.all(steps, "image tests", &built.of(Kind::Image), &[]);
         }
     }
 
