@@ -30,7 +30,7 @@ use crate::io::{Prefixed, Stream, read_into};
 use crate::shared::Shared;
 
 /// Time without a request after which a connection is taken back, at the next look; looks are as far apart.
-const REST: Duration = Duration::from_secs(1);
+const REST: Duration = Duration::from_millis(500);
 
 /// What happens on a connection, as its driver and its requests see it.
 #[derive(Debug, Default)]
