@@ -285,36 +285,40 @@ async fn serve(
     let drain = shared.outbound_drain.clone();
     let stalled = shared.stalled.clone();
     tasks.spawn("stalled responses", async move { stalled.run().await });
+    let permits = listener::permits(&shared);
     for listener in outbound {
+        let (drain, socket) = (drain.clone(), (listener, permits.clone()));
         tasks.spawn(
             "outbound listener",
-            listener::accept(shared.clone(), listener, drain.clone(), "outbound connection", outbound::serve),
+            listener::accept(shared.clone(), socket, drain, "outbound connection", outbound::serve),
         );
     }
     for (listener, target) in local_ports {
         let serve = move |shared, stream| outbound::serve_to(shared, stream, target.clone());
-        let drain = shared.outbound_drain.clone();
+        let (drain, socket) = (drain.clone(), (listener, listener::permits(&shared)));
         tasks.spawn(
             "local port",
-            listener::accept(shared.clone(), listener, drain, "local port connection", serve),
+            listener::accept(shared.clone(), socket, drain, "local port connection", serve),
         );
     }
     let spawner = tasks.clone();
     tasks.spawn("listeners of peers", async move {
         if identity.await.is_ok() {
+            let permits = listener::permits(&shared);
             for listener in inbound {
-                let drain = shared.inbound_drain.clone();
+                let (drain, socket) = (shared.inbound_drain.clone(), (listener, permits.clone()));
                 let serve = inbound::plain::serve;
                 spawner.spawn(
                     "inbound listener",
-                    listener::accept(shared.clone(), listener, drain, "inbound connection", serve),
+                    listener::accept(shared.clone(), socket, drain, "inbound connection", serve),
                 );
             }
+            let permits = listener::permits(&shared);
             for listener in mesh {
-                let drain = shared.inbound_drain.clone();
+                let (drain, socket) = (shared.inbound_drain.clone(), (listener, permits.clone()));
                 spawner.spawn(
                     "mesh listener",
-                    listener::accept(shared.clone(), listener, drain, "mesh connection", inbound::serve),
+                    listener::accept(shared.clone(), socket, drain, "mesh connection", inbound::serve),
                 );
             }
         }

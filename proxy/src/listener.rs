@@ -13,10 +13,15 @@ use crate::shared::Shared;
 /// Pause when the process has no file descriptors left: accepting at once would fail at once.
 const OUT_OF_FILES: Duration = Duration::from_millis(50);
 
-/// Accepts until the drain starts; each connection holds a permit of `limits.connections`.
+/// So many connections as `limits.connections` says, for sockets that are one listener to people.
+pub fn permits(shared: &Shared) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(shared.config.limits.connections))
+}
+
+/// Accepts until the drain starts; each connection holds one of the permits.
 pub async fn accept<F, Fut>(
     shared: Arc<Shared>,
-    listener: TcpListener,
+    (listener, permits): (TcpListener, Arc<Semaphore>),
     drain: Drain,
     name: &'static str,
     serve: F,
@@ -24,7 +29,6 @@ pub async fn accept<F, Fut>(
     F: Fn(Arc<Shared>, TcpStream) -> Fut,
     Fut: Future<Output = ()> + Send + 'static,
 {
-    let permits = Arc::new(Semaphore::new(shared.config.limits.connections));
     loop {
         let permit = tokio::select! {
             // Never closed, so acquiring cannot fail.

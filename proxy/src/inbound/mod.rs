@@ -24,6 +24,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use outrigger_api::resource::MtlsMode;
 use outrigger_common::identity::SpiffeId;
 use outrigger_common::mtls;
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -145,10 +146,15 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream) {
 }
 
 /// Says that no request of the connection was or will be looked at, so that all of them go elsewhere.
-async fn turn_away(stream: TlsStream<Ahead<TcpStream>>) -> Result<(), h2::Error> {
-    let mut connection = h2::server::handshake(stream).await?;
+async fn turn_away(mut stream: TlsStream<Ahead<TcpStream>>) -> Result<(), h2::Error> {
+    let mut connection = h2::server::handshake(&mut stream).await?;
     connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
-    poll_fn(|context| connection.poll_closed(context)).await
+    poll_fn(|context| connection.poll_closed(context)).await?;
+    drop(connection);
+    // Until its end: to close with something unread would be a reset, which may overtake what was said.
+    let mut space = [0; 4096];
+    while stream.read(&mut space).await.is_ok_and(|read| read > 0) {}
+    Ok(())
 }
 
 fn peer(shared: &Shared, stream: &TlsStream<Ahead<TcpStream>>) -> Result<Arc<Peer>, (&'static str, String)> {

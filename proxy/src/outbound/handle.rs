@@ -75,7 +75,8 @@ pub async fn handle(shared: &Arc<Shared>, origin: &Origin, mut request: Request<
         Ok(addressed) => addressed,
         Err(error) => {
             let mut response = refuse(&error, find::nowhere(shared));
-            if matches!(target, Target::Refused(_, Refusal::Unknown)) {
+            let http1 = head.version != Version::HTTP_2;
+            if http1 && matches!(target, Target::Refused(_, Refusal::Unknown)) {
                 // The next connection may be let out; on this one it would be too late.
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }

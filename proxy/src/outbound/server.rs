@@ -12,8 +12,9 @@ use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::sync::Notify;
 
-use super::entry::Target;
+use super::entry::{Refusal, Target};
 use super::find::Recent;
 use super::handle::{self, Origin};
 use super::http1;
@@ -71,14 +72,18 @@ async fn serve_http<Io: Stream>(
 
 async fn serve_http2<Io: Stream>(shared: &Arc<Shared>, io: Abrupt<Prefixed<Io>>, origin: &Arc<Origin>) {
     let (limits, idle) = (&shared.config.limits, shared.config.timeouts.idle);
-    let spoken = AtomicBool::new(false);
+    let (spoken, parting) = (AtomicBool::new(false), Arc::new(Notify::new()));
     let service = service_fn(|request: Request<Incoming>| {
         spoken.store(true, Ordering::Relaxed);
-        let (shared, origin) = (shared.clone(), origin.clone());
+        let (shared, origin, parting) = (shared.clone(), origin.clone(), parting.clone());
         // Boxed: the library moves it several times on its way into a task.
         Box::pin(async move {
             let response = handle::handle(&shared, &origin, request).await;
             origin.finale.answers();
+            if matches!(origin.target, Target::Refused(_, Refusal::Unknown)) {
+                // The next connection may be let out; on this one it would be too late.
+                parting.notify_one();
+            }
             Ok::<_, Infallible>(response)
         })
     });
@@ -90,8 +95,14 @@ async fn serve_http2<Io: Stream>(shared: &Arc<Shared>, io: Abrupt<Prefixed<Io>>,
         .initial_connection_window_size(window::CONNECTION)
         .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX));
     let connection = builder.serve_connection(TokioIo::new(io), service);
+    let enough = async {
+        tokio::select! {
+            () = shared.outbound_drain.signalled() => {}
+            () = parting.notified() => {}
+        }
+    };
     tokio::select! {
-        () = drive(shared, connection, http2::Connection::graceful_shutdown) => {}
+        () = drive(connection, enough, http2::Connection::graceful_shutdown) => {}
         // The library has no such timeout for HTTP/2.
         () = silent(&spoken, idle) => {}
     }
@@ -105,15 +116,15 @@ async fn silent(spoken: &AtomicBool, idle: Duration) {
     }
 }
 
-/// Runs a connection to its end, or has it `finish` what is under way when the drain begins.
-async fn drive<C>(shared: &Shared, connection: C, finish: fn(Pin<&mut C>))
+/// Runs a connection to its end, or has it `finish` what is under way when there was `enough`.
+async fn drive<C>(connection: C, enough: impl Future<Output = ()>, finish: fn(Pin<&mut C>))
 where
     C: Future<Output = hyper::Result<()>>,
 {
     tokio::pin!(connection);
     let result = tokio::select! {
         result = connection.as_mut() => result,
-        () = shared.outbound_drain.signalled() => {
+        () = enough => {
             finish(connection.as_mut());
             connection.await
         }

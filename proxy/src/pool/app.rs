@@ -24,6 +24,10 @@ use crate::http::window;
 /// Idle HTTP/1.1 connections kept; more are closed when given back.
 const KEPT: usize = 256;
 
+/// Longest wait for the settings of an application of HTTP/2, which are the first thing it says: one that is
+/// busy is not kept waiting for.
+const SETTINGS: Duration = Duration::from_millis(50);
+
 /// Longest wait for a connection given back to become free.
 const SETTLE: Duration = Duration::from_millis(5);
 
@@ -224,13 +228,14 @@ impl AppPool {
                 max_age: limits.max_age,
                 frame: window::SMALL_FRAME,
                 pings: false,
+                narrow: true,
             };
             let tcp = self.tcp().await?;
             let connection = drive::handshake(tcp, terms, &self.tasks)
                 .await
                 .map_err(|error| self.unreachable(std::io::Error::other(error)))?;
             // Else a burst would be more than an application of few streams takes, which refuses the rest.
-            connection.settled(limits.connect / 2).await;
+            connection.settled(SETTINGS).await;
             Ok(connection)
         });
         // Waiting for another's attempt counts as well.

@@ -43,6 +43,9 @@ pub struct Terms {
     /// kernel tells of an end, and gRPC servers break connections with more than two PINGs in five
     /// minutes without data (gRPC proposal A8, "too_many_pings").
     pub pings: bool,
+    /// Whether one body may take the room of all: the windows of applications are theirs to choose, and in
+    /// many of them a connection has no more than a stream.
+    pub narrow: bool,
 }
 
 /// Starts HTTP/2 on a fresh byte stream and a task that drives it.
@@ -67,7 +70,8 @@ where
         .max_header_list_size(u32::try_from(terms.header_bytes).unwrap_or(u32::MAX))
         .handshake::<_, Bytes>(io)
         .await?;
-    let connection = Arc::new(Connection::new(Sender::new(requests), pulse.clone(), terms.pings));
+    let sender = Sender::new(requests, terms.narrow.then(|| pulse.clone()));
+    let connection = Arc::new(Connection::new(sender, pulse.clone(), terms.pings));
     let beat = wire.ping_pong().filter(|_| terms.pings).map(|pings| Beat::new(pings, pulse.clone()));
     let driver = Driver { wire, beat, pulse };
     let watched = Arc::downgrade(&connection);

@@ -178,7 +178,11 @@ impl Connection {
         if self.sender.is_closed() {
             return Room::Closed;
         }
-        self.state().room(self.pulse.heard(), self.pulse.streams(), reuse, now)
+        match self.state().room(self.pulse.heard(), self.pulse.streams(), reuse, now) {
+            // What waits may have taken the room of everybody, for as long as nobody reads it.
+            Room::Free if self.pulse.is_full() => Room::Tight,
+            room => room,
+        }
     }
 
     /// A handle to send one request with.
@@ -339,7 +343,7 @@ impl Set {
         let now = Instant::now();
         let mut connections = lock(&self.connections);
         let spill = fill == Fill::All || connections.len() >= CONNECTIONS;
-        let mut least: Option<(usize, &Arc<Connection>)> = None;
+        let mut least: Option<((bool, usize), &Arc<Connection>)> = None;
         let mut ended = false;
         for connection in connections.iter() {
             let room = connection.room(reuse, now);
@@ -351,8 +355,9 @@ impl Set {
             }
             ended |= room == Room::Closed;
             let takes = room == Room::Free || (spill && room == Room::Tight);
-            if takes && least.is_none_or(|(fewest, _)| streams < fewest) {
-                least = Some((streams, connection));
+            let burden = (connection.pulse.is_full(), streams);
+            if takes && least.is_none_or(|(lightest, _)| burden < lightest) {
+                least = Some((burden, connection));
             }
         }
         let stream = least.map(|(_, connection)| StreamGuard::open(connection.clone(), limits, now));

@@ -137,6 +137,7 @@ impl Endpoint {
             max_age: connector.max_age,
             frame: window::FRAME,
             pings: true,
+            narrow: false,
         };
         drive::handshake(tls, terms, &connector.tasks)
             .await

@@ -33,6 +33,8 @@ pub struct Pulse {
     refused: AtomicBool,
     /// Its settings are here.
     settled: AtomicBool,
+    /// Bodies that wait for room in its windows.
+    waiting: AtomicUsize,
 }
 
 impl Pulse {
@@ -40,7 +42,8 @@ impl Pulse {
     pub fn new(now: Instant) -> Self {
         let (heard, reads) = (AtomicU64::new(0), AtomicU64::new(0));
         let (refused, settled) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { born: now, heard, reads, refused, streams: AtomicUsize::new(usize::MAX), settled }
+        let (streams, waiting) = (AtomicUsize::new(usize::MAX), AtomicUsize::new(0));
+        Self { born: now, heard, reads, refused, streams, settled, waiting }
     }
 
     /// When a byte last came from the peer; at first, when it was connected to.
@@ -68,6 +71,20 @@ impl Pulse {
     /// as an alert before any application data.
     pub fn certificate_refused(&self) -> bool {
         self.refused.load(Ordering::Relaxed)
+    }
+
+    /// Whether some body waits for room.
+    pub fn is_full(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
+    }
+
+    /// One body more waits for room, or does no longer.
+    pub(super) fn wait_for_room(&self, waits: bool) {
+        if waits {
+            self.waiting.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// Takes over how many streams the peer admits, after what was read has been looked at.

@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -12,12 +13,17 @@ use http::{HeaderValue, Method, Request, Response};
 use http_body::Body as _;
 use outrigger_common::tasks::Tasks;
 
+use super::pulse::Pulse;
 use crate::http::body::Body;
 use crate::http::incoming::{Incoming, Received};
 
 /// A handle to send one request with.
 #[derive(Debug, Clone)]
-pub struct Sender(SendRequest<Bytes>);
+pub struct Sender {
+    requests: SendRequest<Bytes>,
+    /// Told of bodies that wait for room, where one may take the room of all.
+    told: Option<Arc<Pulse>>,
+}
 
 /// A request without a response.
 #[derive(Debug)]
@@ -31,14 +37,14 @@ pub struct Failed {
 }
 
 impl Sender {
-    /// Sends on the connection of `requests`.
-    pub fn new(requests: SendRequest<Bytes>) -> Self {
-        Self(requests)
+    /// Sends on the connection of `requests`; `told` hears of bodies that wait for room.
+    pub fn new(requests: SendRequest<Bytes>, told: Option<Arc<Pulse>>) -> Self {
+        Self { requests, told }
     }
 
     /// Whether the connection takes requests no more.
     pub fn is_closed(&self) -> bool {
-        let mut requests = self.0.clone();
+        let mut requests = self.requests.clone();
         let mut context = Context::from_waker(std::task::Waker::noop());
         matches!(requests.poll_ready(&mut context), Poll::Ready(Err(_)))
     }
@@ -51,18 +57,18 @@ impl Sender {
     /// # Errors
     /// The connection or the stream ended before a head.
     pub async fn send(mut self, request: Request<Body>, tasks: &Tasks) -> Result<Response<Incoming>, Failed> {
-        if let Err(error) = poll_fn(|context| self.0.poll_ready(context)).await {
+        if let Err(error) = poll_fn(|context| self.requests.poll_ready(context)).await {
             return Err(Failed { unsent: Some(request), never_sent: true, error });
         }
         let (head, body) = request.into_parts();
         let mut head = Request::from_parts(head, ());
         say_length(&mut head, &body);
         let ended = body.is_end_stream();
-        let (mut answer, stream) = match self.0.send_request(head, ended) {
+        let (mut answer, stream) = match self.requests.send_request(head, ended) {
             Ok(sent) => sent,
             Err(error) => return Err(Failed { unsent: None, never_sent: true, error }),
         };
-        let mut rest = (!ended).then(|| Rest::new(body, stream));
+        let mut rest = (!ended).then(|| Rest::new(body, stream, self.told.take()));
         let answer = poll_fn(|context| {
             if let Some(sending) = &mut rest
                 && sending.poll(context).is_ready()
@@ -90,14 +96,14 @@ impl Sender {
         mut self,
         request: Request<()>,
     ) -> Result<(Response<RecvStream>, SendStream<Bytes>), h2::Error> {
-        poll_fn(|context| self.0.poll_ready(context)).await?;
-        let (answer, stream) = self.0.send_request(request, false)?;
+        poll_fn(|context| self.requests.poll_ready(context)).await?;
+        let (answer, stream) = self.requests.send_request(request, false)?;
         Ok((answer.await?, stream))
     }
 
     /// Whether the peer takes extended CONNECT, once its settings are here.
     pub fn extended_connect(&self) -> bool {
-        self.0.is_extended_connect_protocol_enabled()
+        self.requests.is_extended_connect_protocol_enabled()
     }
 }
 
@@ -117,11 +123,28 @@ struct Rest {
     stream: SendStream<Bytes>,
     /// Read from the body, and whether it is the last; not sent yet for want of room.
     held: Option<(Bytes, bool)>,
+    told: Option<Arc<Pulse>>,
+    /// It waits for room, and has said so.
+    waits: bool,
+}
+
+impl Drop for Rest {
+    fn drop(&mut self) {
+        self.waits(false);
+    }
 }
 
 impl Rest {
-    fn new(body: Body, stream: SendStream<Bytes>) -> Self {
-        Self { body, stream, held: None }
+    fn new(body: Body, stream: SendStream<Bytes>, told: Option<Arc<Pulse>>) -> Self {
+        Self { body, stream, held: None, told, waits: false }
+    }
+
+    fn waits(&mut self, waits: bool) {
+        if let Some(told) = &self.told
+            && std::mem::replace(&mut self.waits, waits) != waits
+        {
+            told.wait_for_room(waits);
+        }
     }
 
     /// Sends on, as there is room. Ready when all is sent, or nothing more can be: the response says why.
@@ -172,11 +195,16 @@ impl Rest {
         if !empty && self.stream.capacity() == 0 {
             self.stream.reserve_capacity(1);
             while self.stream.capacity() == 0 {
-                match ready!(self.stream.poll_capacity(context)) {
-                    Some(Ok(_)) => {}
-                    Some(Err(_)) | None => return Poll::Ready(true),
+                match self.stream.poll_capacity(context) {
+                    Poll::Ready(Some(Ok(_))) => {}
+                    Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(true),
+                    Poll::Pending => {
+                        self.waits(true);
+                        return Poll::Pending;
+                    }
                 }
             }
+            self.waits(false);
         }
         let Some((data, last)) = self.held.take() else { return Poll::Ready(false) };
         Poll::Ready(self.stream.send_data(data, last).is_err() || last)

@@ -100,10 +100,13 @@ async fn nobody_leaves_before_the_mesh_has_said_whether_one_may() {
     let refused = ask(&front, APP, outside, GREETING_PORT);
     assert!(refused.contains("Connection reset by peer"), "{refused}");
     let got = curl(&front, APP, &[&url(outside, APP_PORT, "/")]);
+    let told = (got.status, got.reason(), got.header("connection"));
+    assert_eq!(told, (503, "discovery_unavailable", "close"), "{got:?}");
+    let got = curl(&front, APP, &["--http2-prior-knowledge", &url(outside, APP_PORT, "/")]);
     assert_eq!((got.status, got.reason()), (503, "discovery_unavailable"), "{got:?}");
     let labels = [("reason", "discovery_unavailable")];
-    for name in ["mesh_tcp_connections_closed_total", "mesh_requests_total"] {
-        assert_eq!(sidecar.metrics().await.sum(name, &labels), 1.0, "{name}");
+    for (name, count) in [("mesh_tcp_connections_closed_total", 1.0), ("mesh_requests_total", 2.0)] {
+        assert_eq!(sidecar.metrics().await.sum(name, &labels), count, "{name}");
     }
     mesh.restart_registry().await;
     until("it is told", || async { egress().await == "deny" }).await;

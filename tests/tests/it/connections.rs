@@ -3,15 +3,19 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
 use http::{Method, Request};
+use http_body::Frame;
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use outrigger_common::tasks::Tasks;
-use outrigger_tests::app::{App, ok};
-use outrigger_tests::client::{Answer, Broken, Client, request};
+use outrigger_tests::app::{App, ok, streamed};
+use outrigger_tests::client::{Answer, Broken, Client, request, stream_request};
 use outrigger_tests::mesh::{Mesh, Sidecar};
 use outrigger_tests::metrics::Metrics;
 use outrigger_tests::tcp::TcpApp;
@@ -176,6 +180,53 @@ async fn a_burst_does_not_outrun_what_an_application_admits() {
         assert_eq!((answer.status.as_u16(), answer.reason()), (200, ""));
     }
     assert_eq!(replica.metrics().await.sum("mesh_requests_total", &[("status", "200")]), 50.0, "each once");
+}
+
+#[tokio::test]
+async fn an_upload_nobody_reads_delays_no_other() {
+    let mesh = Mesh::start().await;
+    let app = TcpApp::start(|stream| async move {
+        let service = service_fn(|request: Request<Incoming>| async move {
+            if request.uri().path() == "/unread" {
+                let _unread = request.into_body();
+                return std::future::pending().await;
+            }
+            let said = request.into_body().collect().await.unwrap().to_bytes();
+            Ok::<_, Infallible>(ok(said))
+        });
+        // What nobody reads of one body is all that the connection takes.
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder.initial_stream_window_size(65_535).initial_connection_window_size(65_535);
+        let _gone = builder.serve_connection(TokioIo::new(stream), service).await;
+    })
+    .await;
+    let _replica = mesh.sidecar("orders-1").serves_at("orders", 80, "http2", app.address).start().await;
+    let front = mesh.caller("front", &[ORDERS]).await;
+    front.knows_healthy(ORDERS, 1).await;
+    let client = front.client_http2();
+    let (chunks, body) = streamed();
+    let (unread, uploading) = (client.clone(), stream_request(Method::POST, ORDERS, "/unread", &[], body));
+    Tasks::current().spawn("upload", async move {
+        let _never = unread.head(uploading).await;
+    });
+    let mut full = 0;
+    until("it stands still", || {
+        match chunks.try_send(Ok(Frame::data(Bytes::from(vec![0; 16 << 10])))) {
+            Ok(()) => full = 0,
+            Err(_) => full += 1,
+        }
+        let still = full > 20;
+        async move { still }
+    })
+    .await;
+    for client in [client, front.client()] {
+        // Well before the upload is given up, after 15 s.
+        let client = client.limit(Duration::from_secs(5));
+        for _ in 0..10 {
+            let answer = client.post(ORDERS, "/", "small").await.unwrap();
+            assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, "small"));
+        }
+    }
 }
 
 #[tokio::test]

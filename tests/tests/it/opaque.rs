@@ -78,6 +78,9 @@ async fn bytes_pass_both_ways_and_either_side_may_end_first() {
         }
         let detected = front.metrics().await.sum(DETECTED, &[("protocol", "opaque")]);
         assert_eq!(detected, if protocol == "auto" { 7.0 } else { 0.0 }, "what is declared is not looked at");
+        let timed = front.metrics().await.sum("mesh_protocol_detection_seconds_count", &[]);
+        // Of a client that says nothing there is nothing to time.
+        assert_eq!(timed, detected, "each took its time");
     }
 }
 
@@ -409,4 +412,37 @@ async fn requests_over_a_connection_too_many_go_elsewhere() {
     }
     assert_eq!(near.requests(), 0);
     assert!(full.metrics().await.sum("mesh_tls_handshakes_total", &[("result", "limited")]) >= 1.0);
+}
+
+#[tokio::test]
+async fn everything_goes_over_ipv6() {
+    const LOOPBACK: &str = "[::1]:0";
+    let mesh = Mesh::start().await;
+    let echo = TcpApp::on(LOOPBACK, |mut stream| async move {
+        let (mut reader, mut writer) = stream.split();
+        let _broken = tokio::io::copy(&mut reader, &mut writer).await;
+    })
+    .await;
+    let web = App::start_at("web", LOOPBACK.parse().unwrap()).await;
+    // All addresses are those of IPv6, too.
+    let here = json!({"workload": {"address": "::1"}, "mesh": {"listen": "0.0.0.0:0"}});
+    let db = mesh.sidecar("db-1").serves_at("db", 5432, "auto", echo.address).serves("web", &web);
+    let _db = db.config(&here).start().await;
+    let there = json!({
+        "outbound": {"listen": LOOPBACK, "ports": [{"listen": LOOPBACK, "service": DB, "port": 5432}]},
+        "mesh": {"listen": LOOPBACK},
+        "admin": {"listen": LOOPBACK},
+    });
+    let front = mesh.sidecar("front").calls(&["web.shop"]).config(&there).start().await;
+    for service in [DB, "web.shop"] {
+        front.knows_healthy(service, 1).await;
+    }
+    assert!([front.outbound, front.ports[0], front.admin].iter().all(SocketAddr::is_ipv6));
+    assert_eq!(converse(front.ports[0], b"\0hello").await, b"\0hello");
+    for client in [front.client(), front.client_http2()] {
+        let answer = client.get("web.shop", "/").await.unwrap();
+        assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, "web"));
+    }
+    let (code, _) = front.get("/ready").await;
+    assert_eq!(code, 200);
 }

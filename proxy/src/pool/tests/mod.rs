@@ -22,8 +22,13 @@ use crate::error::ProxyError;
 use crate::http::body::Body;
 use crate::http::incoming::Incoming;
 
-const TERMS: Terms =
-    Terms { header_bytes: 64 << 10, max_age: Duration::from_secs(600), frame: 16_384, pings: true };
+const TERMS: Terms = Terms {
+    header_bytes: 64 << 10,
+    max_age: Duration::from_secs(600),
+    frame: 16_384,
+    pings: true,
+    narrow: false,
+};
 
 /// A place to connect to: each connection's far end is handed to the test.
 struct Place {
