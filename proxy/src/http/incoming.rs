@@ -138,11 +138,9 @@ impl Received {
                     self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
-                // As the library has it: also how a peer ends a stream of which it wants no more. Whether this
-                // was the end of the body, `is_end_stream` says.
-                Some(Err(error)) if matches!(error.reason(), Some(Reason::NO_ERROR | Reason::CANCEL)) => {
-                    return Poll::Ready(None);
-                }
+                // How a peer ends a stream of which it wants no more. Whether this was the end of the body,
+                // `is_end_stream` says.
+                Some(Err(error)) if error.reason() == Some(Reason::NO_ERROR) => return Poll::Ready(None),
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                 None => self.data_ended = true,
             }

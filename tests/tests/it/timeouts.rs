@@ -39,6 +39,10 @@ async fn the_deadline_of_a_request_ends_it_with_its_reason() {
     assert_eq!(shop.apps[0].requests(), 0);
     shop.govern("timeouts: {request: 20s}").await;
     assert_eq!(client.get(ORDERS, "/").await.unwrap().text(), "app-1");
+    // A client that has no timer of its own is told as well.
+    let wants = [NEVER, ("grpc-timeout", "300m")];
+    let answer = shop.front.client_http2().send(grpc("/a.B/C", &wants)).await.unwrap();
+    assert_eq!((answer.header("grpc-status"), answer.reason()), ("4", "deadline_exceeded"));
 }
 
 #[tokio::test]

@@ -1,9 +1,14 @@
 //! HTTP/2 frame by frame: malformed requests, and floods.
 
+use outrigger_common::tasks::Tasks;
+use outrigger_tests::mesh::Mesh;
+use outrigger_tests::tcp::TcpApp;
+
 use crate::client::Raw;
-use crate::pair::Pair;
+use crate::pair::{ORDERS, Pair};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
@@ -14,6 +19,14 @@ const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 /// `:status: 200` in HPACK's static table (RFC 7541 appendix A).
 const STATUS_200: u8 = 0x88;
+/// The same of 400.
+const STATUS_400: u8 = 0x8c;
+const PROTOCOL_ERROR: u32 = 1;
+const INTERNAL_ERROR: u32 = 2;
+const REFUSED_STREAM: u32 = 7;
+const CANCEL: u32 = 8;
+const ENHANCE_YOUR_CALM: u32 = 11;
+const COMPRESSION_ERROR: u32 = 9;
 const GOOD: [(&str, &str); 4] =
     [(":method", "GET"), (":scheme", "http"), (":authority", "orders.shop"), (":path", "/a")];
 
@@ -100,8 +113,12 @@ async fn malformed_requests_are_refused_and_reach_nobody() {
     ] {
         let mut raw = pair.connect().await;
         raw.send(&[PREFACE, &frame(HEADERS, END_STREAM | END_HEADERS, 1, &block)].concat()).await;
-        if let Some((HEADERS, payload)) = verdict(&mut raw).await {
-            assert_ne!(payload[0], STATUS_200, "{what}");
+        let (kind, payload) = verdict(&mut raw).await.unwrap_or_else(|| panic!("{what}: no word"));
+        let code = || u32::from_be_bytes(payload[payload.len().min(8) - 4..][..4].try_into().unwrap());
+        match kind {
+            HEADERS => assert_eq!(payload[0], STATUS_400, "{what}"),
+            RST_STREAM => assert_eq!(code(), PROTOCOL_ERROR, "{what}"),
+            _ => assert!([PROTOCOL_ERROR, COMPRESSION_ERROR].contains(&code()), "{what}: {}", code()),
         }
         let received = pair.received().await;
         assert!(received.is_empty(), "{what}: {received:?}");
@@ -133,9 +150,60 @@ async fn floods_end_their_connection_and_nothing_else() {
             // Those are answered, as long as the client reads.
             while !matches!(verdict(&mut raw).await, None | Some((GOAWAY, _))) {}
         }
-        assert!(pair.received().await.len() <= FRAMES, "{what}: others are served");
+        // Others are served, and hardly any of it reaches the application.
+        let received = pair.received().await.len();
+        println!("{what}: the application received {received} requests");
+        assert!(received <= FRAMES / 10, "{what}: {received}");
         let grown = pair.front.process.resident_bytes().saturating_sub(before) >> 20;
         println!("{what}: the sidecar grew by {grown} MiB");
         assert!(grown < 32, "{what}: {grown} MiB");
+    }
+}
+
+/// An application that begins an answer and, once the request has ended, resets it with the code that is the
+/// request's path.
+async fn resetting() -> TcpApp {
+    let tasks = Tasks::current();
+    TcpApp::start(move |stream| {
+        let tasks = tasks.clone();
+        async move {
+            // A health check says nothing.
+            let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+            while let Some(Ok((request, mut respond))) = connection.accept().await {
+                tasks.spawn("answer", async move {
+                    let code: u32 = request.uri().path()[1..].parse().unwrap();
+                    let mut answer = respond.send_response(http::Response::new(()), false).unwrap();
+                    answer.send_data("part".into(), false).unwrap();
+                    let mut body = request.into_body();
+                    while body.data().await.is_some() {}
+                    answer.send_reset(code.into());
+                });
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_reset_of_the_application_is_one_at_its_client() {
+    let (mesh, app) = (Mesh::start().await, resetting().await);
+    let _replica = mesh.sidecar("orders-1").serves_at("orders", 80, "http2", app.address).start().await;
+    let front = mesh.caller("front", &[ORDERS]).await;
+    front.knows_healthy(ORDERS, 1).await;
+    for code in [INTERNAL_ERROR, REFUSED_STREAM, CANCEL, ENHANCE_YOUR_CALM] {
+        let mut raw = Raw::connect(front.outbound).await;
+        let path = format!("/{code}");
+        let head = GOOD.map(|(name, good)| match name {
+            ":method" => (name, "POST"),
+            ":path" => (name, path.as_str()),
+            _ => (name, good),
+        });
+        raw.send(&[PREFACE, &frame(HEADERS, END_HEADERS, 1, &block(&head))].concat()).await;
+        let (kind, payload) = verdict(&mut raw).await.unwrap();
+        assert_eq!((kind, payload[0]), (HEADERS, STATUS_200), "{code}");
+        raw.send(&frame(DATA, END_STREAM, 1, b"all")).await;
+        let (kind, payload) = verdict(&mut raw).await.unwrap();
+        assert_eq!(kind, RST_STREAM, "{code}");
+        assert_eq!(u32::from_be_bytes(payload.try_into().unwrap()), code, "as the application has it");
     }
 }
