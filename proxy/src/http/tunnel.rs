@@ -305,7 +305,7 @@ pub struct Tunnel {
     pub finale: Option<Finale>,
     /// What the application's side sends.
     pub feed: Feed,
-    /// What the other sidecar sends.
+    /// What the other sidecar sends, or a client in plaintext.
     pub remote: Incoming,
     /// Longest time without a byte in either direction.
     pub idle: Duration,

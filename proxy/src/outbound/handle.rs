@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Versio
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
+use tokio::sync::Notify;
 
 use super::call::{Call, Payload, Terms};
 use super::entry::{Refusal, Target};
@@ -46,11 +47,20 @@ pub struct Origin {
     pub finale: Finale,
     /// Where its last request went.
     pub recent: Recent,
+    /// Told when no further request is to come on it, where HTTP has no header for that.
+    pub parting: Notify,
+}
+
+impl Origin {
+    /// Whether the next connection may be let out, while on this one it would be too late.
+    pub fn is_premature(&self) -> bool {
+        matches!(self.target, Target::Refused(_, Refusal::Unknown))
+    }
 }
 
 /// Carries one request of the application to another sidecar and the response back.
 pub async fn handle(shared: &Arc<Shared>, origin: &Origin, mut request: Request<Incoming>) -> Response<Body> {
-    let Origin { from, ref target, ref finale, ref recent } = *origin;
+    let Origin { from, ref target, ref finale, ref recent, .. } = *origin;
     let at = Instant::now();
     let snapshot = shared.directory.load_full(); // once: one request, one view
     let trace = TraceContext::from_headers(request.headers(), shared.sampling(&snapshot));
@@ -75,9 +85,7 @@ pub async fn handle(shared: &Arc<Shared>, origin: &Origin, mut request: Request<
         Ok(addressed) => addressed,
         Err(error) => {
             let mut response = refuse(&error, find::nowhere(shared));
-            let http1 = head.version != Version::HTTP_2;
-            if http1 && matches!(target, Target::Refused(_, Refusal::Unknown)) {
-                // The next connection may be let out; on this one it would be too late.
+            if origin.is_premature() && head.version != Version::HTTP_2 {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             return response;

@@ -14,7 +14,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::Notify;
 
-use super::entry::{Refusal, Target};
+use super::entry::Target;
 use super::find::Recent;
 use super::handle::{self, Origin};
 use super::http1;
@@ -61,7 +61,8 @@ async fn serve_http<Io: Stream>(
     (from, target, version): (SocketAddr, Target, Version),
     finale: &Finale,
 ) {
-    let origin = Origin { from, target, finale: finale.clone(), recent: Recent::default() };
+    let origin =
+        Origin { from, target, finale: finale.clone(), recent: Recent::default(), parting: Notify::new() };
     let origin = Arc::new(origin);
     if version == Version::HTTP_2 {
         Box::pin(serve_http2(shared, io, &origin)).await;
@@ -72,17 +73,16 @@ async fn serve_http<Io: Stream>(
 
 async fn serve_http2<Io: Stream>(shared: &Arc<Shared>, io: Abrupt<Prefixed<Io>>, origin: &Arc<Origin>) {
     let (limits, idle) = (&shared.config.limits, shared.config.timeouts.idle);
-    let (spoken, parting) = (AtomicBool::new(false), Arc::new(Notify::new()));
+    let spoken = AtomicBool::new(false);
     let service = service_fn(|request: Request<Incoming>| {
         spoken.store(true, Ordering::Relaxed);
-        let (shared, origin, parting) = (shared.clone(), origin.clone(), parting.clone());
+        let (shared, origin) = (shared.clone(), origin.clone());
         // Boxed: the library moves it several times on its way into a task.
         Box::pin(async move {
             let response = handle::handle(&shared, &origin, request).await;
             origin.finale.answers();
-            if matches!(origin.target, Target::Refused(_, Refusal::Unknown)) {
-                // The next connection may be let out; on this one it would be too late.
-                parting.notify_one();
+            if origin.is_premature() {
+                origin.parting.notify_one();
             }
             Ok::<_, Infallible>(response)
         })
@@ -98,7 +98,7 @@ async fn serve_http2<Io: Stream>(shared: &Arc<Shared>, io: Abrupt<Prefixed<Io>>,
     let enough = async {
         tokio::select! {
             () = shared.outbound_drain.signalled() => {}
-            () = parting.notified() => {}
+            () = origin.parting.notified() => {}
         }
     };
     tokio::select! {
